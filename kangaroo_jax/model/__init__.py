@@ -1,0 +1,29 @@
+"""The network: pure functions of (config, params, arrays). Nothing here knows text, files or decoding.
+
+Letters in shapes, everywhere: B sequences, T tokens of a block, S cache slots, D hidden_size, H query heads,
+K key/value heads, hd head_dim, F intermediate_size, V vocab_size, N layers, G = gamma.
+"""
+
+from kangaroo_jax.model.adapter import Adapter, abstract_adapter, init_adapter, run_adapter
+from kangaroo_jax.model.cache import KVCache, init_cache
+from kangaroo_jax.model.config import KangarooConfig, LlamaConfig, RopeScaling
+from kangaroo_jax.model.llama import abstract_params, embed, final_norm, forward, head, init_params, run_layers
+
+__all__ = [
+    "Adapter",
+    "KVCache",
+    "KangarooConfig",
+    "LlamaConfig",
+    "RopeScaling",
+    "abstract_adapter",
+    "abstract_params",
+    "embed",
+    "final_norm",
+    "forward",
+    "head",
+    "init_adapter",
+    "init_cache",
+    "init_params",
+    "run_adapter",
+    "run_layers",
+]

@@ -1,0 +1,64 @@
+"""Key/value caches. Slots are positions: slot s of a row holds absolute position s of that sequence.
+
+Rows of a cache are (sequence, head) pairs folded into one axis, ``[B * K, S, hd]``: the one layout that XLA updates
+in place on CPU and GPU for one sequence as for many. A cache is never rolled back or copied: what lies beyond a
+sequence's length is masked, and overwritten before it is ever read.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from kangaroo_jax.model.config import LlamaConfig
+
+
+@struct.dataclass
+class KVCache:
+    """Keys and values of one attention layer.
+
+    Attributes:
+        k: rotated keys, ``[B * K, S, hd]``.
+        v: values, ``[B * K, S, hd]``.
+    """
+
+    k: Float[Array, "BK S hd"]
+    v: Float[Array, "BK S hd"]
+
+
+def init_cache(config: LlamaConfig, batch: int, slots: int, dtype: jnp.dtype, layers: int) -> tuple[KVCache, ...]:
+    """Return ``layers`` zeroed caches of ``slots`` positions for ``batch`` sequences.
+
+    Zeros, not uninitialised memory: a NaN in a masked slot would still poison the weighted sum over values.
+    """
+    shape = (batch * config.num_key_value_heads, slots, config.head_dim)
+    return tuple(KVCache(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype)) for _ in range(layers))
+
+
+def write_cache(
+    cache: KVCache, k: Float[Array, "B T K hd"], v: Float[Array, "B T K hd"], start: Int[Array, " B"]
+) -> KVCache:
+    """Store a block of keys and values at slots ``[start[b], start[b] + T)`` of each sequence b, in place.
+
+    ``lax.dynamic_update_slice`` clamps its start: the caller allocates enough slots (see ``decode.state.cache_slots``).
+    """
+    return KVCache(k=_write(cache.k, k, start), v=_write(cache.v, v, start))
+
+
+def fold_heads(x: Float[Array, "B T K hd"]) -> Float[Array, "BK T hd"]:
+    """Fold batch and heads into the leading axis, as the cache has them."""
+    batch, length, heads, width = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(batch * heads, length, width)
+
+
+def _write(buffer: Float[Array, "BK S hd"], new: Float[Array, "B T K hd"], start: Int[Array, " B"]) -> Array:
+    batch, heads = new.shape[0], new.shape[2]
+    rows = fold_heads(new).astype(buffer.dtype)
+    if batch == 1:
+        return jax.lax.dynamic_update_slice(buffer, rows, (0, start[0], 0))
+    # One in-place scatter for sequences of different lengths.
+    split = buffer.reshape(batch, heads, *buffer.shape[1:])
+    update = jax.vmap(lambda row, block, at: jax.lax.dynamic_update_slice(row, block, (0, at, 0)))
+    return update(split, rows.reshape(batch, heads, *rows.shape[1:]), start).reshape(buffer.shape)

@@ -1,0 +1,185 @@
+"""Frozen descriptions of a target model and of its Kangaroo draft model.
+
+Field names are those of Hugging Face's ``config.json``, so reading one is a filter and a few checks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for contexts longer than the pre-training length.
+
+    Attributes:
+        rope_type: ``"linear"`` (positions divided by ``factor``) or ``"llama3"`` (only low frequencies are).
+        factor: the stretch, > 0.
+        low_freq_factor: llama3 only; wavelengths longer than ``original / low_freq_factor`` are fully stretched.
+        high_freq_factor: llama3 only; wavelengths shorter than ``original / high_freq_factor`` stay as they are.
+        original_max_position_embeddings: llama3 only; context length of the pre-training, in tokens.
+    """
+
+    rope_type: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+    def to_hf(self) -> dict[str, Any]:
+        """Return the ``rope_scaling`` entry of a ``config.json``."""
+        fields: dict[str, Any] = {"rope_type": self.rope_type, "factor": self.factor}
+        if self.rope_type == "llama3":
+            fields |= {
+                "low_freq_factor": self.low_freq_factor,
+                "high_freq_factor": self.high_freq_factor,
+                "original_max_position_embeddings": self.original_max_position_embeddings,
+            }
+        return fields
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Shape and constants of a Llama decoder; hashable, so it can be a static argument of ``jax.jit``.
+
+    Attributes:
+        vocab_size: rows of the embedding table and columns of the LM head.
+        hidden_size: width of the residual stream.
+        intermediate_size: width of the gated MLP.
+        num_hidden_layers: number of decoder layers (N in the paper).
+        num_attention_heads: query heads.
+        num_key_value_heads: key/value heads; divides ``num_attention_heads`` (grouped-query attention).
+        head_dim: width of one head; independent of ``hidden_size``.
+        rms_norm_eps: added to the mean square in every RMSNorm.
+        rope_theta: base of the rotary frequencies.
+        rope_scaling: stretch of the rotary frequencies, or None.
+        max_position_embeddings: longest sequence the weights were trained for, in tokens.
+        tie_word_embeddings: whether the LM head is the transposed embedding table.
+        bos_token_id: token a prompt starts with, or None.
+        eos_token_id: tokens that end a sequence; any number of them.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    max_position_embeddings: int = 2048
+    tie_word_embeddings: bool = False
+    bos_token_id: int | None = 1
+    eos_token_id: tuple[int, ...] = (2,)
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads is {self.num_key_value_heads}; it must divide num_attention_heads "
+                f"({self.num_attention_heads})"
+            )
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}; rotary embedding needs an even number of at least 2")
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
+        """Build the config from the contents of a Hugging Face ``config.json``.
+
+        Both dialects are read: ``rope_theta`` / ``rope_scaling``, and ``rope_parameters`` of transformers 5.
+
+        Args:
+            config: the parsed ``config.json``.
+
+        Raises:
+            ValueError: if a field is missing, or describes a network this package does not compute.
+        """
+        _refuse_unsupported(config)
+        required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        if missing := [name for name in required if config.get(name) is None]:
+            raise ValueError(f"config.json lacks {', '.join(missing)}; is it the config of a Llama model?")
+        heads = config["num_attention_heads"]
+        theta, scaling = _rope_from_hf(config)
+        eos = config.get("eos_token_id")
+        optional = {
+            name: config[name]
+            for name in ("rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "bos_token_id")
+            if name in config
+        }
+        return cls(
+            **{name: config[name] for name in required},
+            num_key_value_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            rope_theta=theta,
+            rope_scaling=scaling,
+            eos_token_id=() if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,),
+            **optional,
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """Return the ``config.json`` of this model, readable by transformers and by ``from_hf``."""
+        fields = dataclasses.asdict(self)
+        scaling = self.rope_scaling.to_hf() if self.rope_scaling else None
+        eos = list(self.eos_token_id)
+        return fields | {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "rope_scaling": scaling,
+            "eos_token_id": None if not eos else eos[0] if len(eos) == 1 else eos,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class KangarooConfig:
+    """The draft model: where drafting leaves the target, and what it drafts with (paper, section 3.1).
+
+    Attributes:
+        exit_layer: number of target layers the draft model shares, l in the paper; hidden state ``hidden_states[l]``.
+        gamma: default for the largest number of tokens drafted in one round.
+        eta: default confidence below which drafting stops (second early exit).
+    """
+
+    exit_layer: int
+    gamma: int = 6
+    eta: float = 0.6
+
+
+def _refuse_unsupported(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for settings that would silently compute something else."""
+    supported = {
+        "model_type": ("llama", None),
+        "hidden_act": ("silu", "swish", None),
+        "attention_bias": (False, None),
+        "mlp_bias": (False, None),
+        "quantization_config": (None,),
+    }
+    for name, allowed in supported.items():
+        if config.get(name) not in allowed:
+            raise ValueError(f"config.json has {name} = {config[name]!r}; only {allowed[0]!r} is supported")
+
+
+def _rope_from_hf(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    """Read theta and scaling from either dialect of ``config.json``."""
+    new = config.get("rope_parameters") or {}
+    scaling = new or config.get("rope_scaling") or {}
+    theta = float(new.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind == "default":
+        return theta, None
+    if kind not in ("linear", "llama3"):
+        raise ValueError(f"config.json has rope_type {kind!r}; only 'default', 'linear' and 'llama3' are supported")
+    names = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    needed = ("factor", *names) if kind == "llama3" else ("factor",)
+    if missing := [name for name in needed if name not in scaling]:
+        raise ValueError(f"config.json has rope_type {kind!r} without {', '.join(missing)}")
+    extra = {name: scaling[name] for name in names} if kind == "llama3" else {}
+    return theta, RopeScaling(kind, float(scaling["factor"]), **extra)

@@ -1,0 +1,144 @@
+"""The parts of a decoder layer as Flax Linen modules, used functionally: cache in, cache out."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from kangaroo_jax.model.cache import KVCache, fold_heads, write_cache
+from kangaroo_jax.model.config import LlamaConfig
+from kangaroo_jax.model.rope import apply_rope, rope_table
+
+_KERNEL_INIT = nn.initializers.normal(0.02)
+
+
+def linear(x: Float[Array, "... I"], kernel: Float[Array, "I O"], out_dtype: jnp.dtype | None = None) -> Array:
+    """Multiply by a weight matrix; the one seam behind which another kernel or a quantised weight can stand.
+
+    fp32 products are asked for in full precision (GPUs would otherwise round the inputs to TF32).
+    """
+    precision = jax.lax.Precision.HIGHEST if kernel.dtype == jnp.float32 else None
+    rows = x.reshape(-1, x.shape[-1])  # XLA:CPU computes the weight gradient of a 3-D product 5 times slower.
+    out = jnp.dot(rows, kernel, precision=precision, preferred_element_type=out_dtype or x.dtype)
+    return out.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+class Linear(nn.Module):
+    """A linear map without bias; kernel stored ``[in, out]``."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        """Return ``x @ kernel``."""
+        return linear(x, self.param("kernel", _KERNEL_INIT, (x.shape[-1], self.features)))
+
+
+class RMSNorm(nn.Module):
+    """``x / sqrt(mean(x^2) + eps) * scale``; statistics in fp32 (Zhang & Sennrich 2019)."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Normalise the last axis; returns ``x.dtype``."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return wide.astype(x.dtype) * scale
+
+
+class Context:
+    """What every layer of one forward pass shares: rotary table, mask and where the block goes in the cache.
+
+    The mask lets position ``positions[b, t]`` see every slot up to itself. For a block of two tokens at
+    positions 2 and 3 and a cache of five slots (x = visible)::
+
+        slot        0 1 2 3 4
+        position 2  x x x . .
+        position 3  x x x x .
+    """
+
+    def __init__(self, config: LlamaConfig, positions: Int[Array, "B T"], slots: int | None) -> None:
+        self.rope = rope_table(config, positions)
+        self.start = positions[:, 0]
+        keys = positions if slots is None else jnp.arange(slots)[None]
+        self.mask = keys[:, None, :] <= positions[:, :, None]
+
+
+def attend(
+    q: Float[Array, "B T H hd"],
+    k: Float[Array, "BK S hd"],
+    v: Float[Array, "BK S hd"],
+    mask: Bool[Array, "B T S"],
+) -> Float[Array, "B T O"]:
+    """Scaled dot-product attention over folded keys and values; scores and softmax in fp32.
+
+    Query heads of one group become rows of one product, so keys and values are never repeated.
+    """
+    batch, length, heads, width = q.shape
+    groups = heads * batch // k.shape[0]
+    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
+    rows = fold_heads(q).reshape(k.shape[0], groups * length, width)
+    scores = jnp.einsum("nqd,nsd->nqs", rows, k, precision=precision, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, heads, length, -1) * width**-0.5
+    scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(k.shape[0], groups * length, -1)
+    mixed = jnp.einsum("nqs,nsd->nqd", weights, v, precision=precision)
+    return mixed.reshape(batch, heads, length, width).transpose(0, 2, 1, 3).reshape(batch, length, heads * width)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions; q, k and v come from one fused product."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], context: Context, cache: KVCache | None
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Attend from the block to the cache and itself; without a cache, to itself alone (training)."""
+        config = self.config
+        heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        qkv = Linear((heads + 2 * kv_heads) * width, name="qkv_proj")(x)
+        q, k, v = jnp.split(qkv.reshape(*x.shape[:2], -1, width), [heads, heads + kv_heads], axis=2)
+        q, k = apply_rope(q, context.rope), apply_rope(k, context.rope)
+        if cache is None:
+            mixed = attend(q, fold_heads(k), fold_heads(v), context.mask)
+        else:
+            # Write first, then attend to the updated buffer: reading the old one would force a copy of it.
+            cache = write_cache(cache, k, v, context.start)
+            mixed = attend(q, cache.k, cache.v, context.mask)
+        return Linear(x.shape[-1], name="o_proj")(mixed), cache
+
+
+class MLP(nn.Module):
+    """``down(silu(gate(x)) * up(x))``; gate and up come from one fused product."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Apply the gated MLP to every position."""
+        gate, up = jnp.split(Linear(2 * self.config.intermediate_size, name="gate_up_proj")(x), 2, axis=-1)
+        return Linear(x.shape[-1], name="down_proj")(nn.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """One pre-norm decoder layer."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], context: Context, cache: KVCache | None
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Return the new residual stream and the layer's cache with the block written into it."""
+        eps = self.config.rms_norm_eps
+        attended, cache = Attention(self.config, name="self_attn")(
+            RMSNorm(eps, name="input_layernorm")(x), context, cache
+        )
+        x = x + attended
+        return x + MLP(self.config, name="mlp")(RMSNorm(eps, name="post_attention_layernorm")(x)), cache

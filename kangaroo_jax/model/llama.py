@@ -1,0 +1,113 @@
+"""The target model: a Llama decoder as pure functions of (config, params, arrays).
+
+Params are a plain nested dict::
+
+    {"embed_tokens": {"embedding"}, "layers_0": {...}, ..., "norm": {"scale"}, "lm_head": {"kernel"}}
+
+with ``lm_head`` absent when ``tie_word_embeddings``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from kangaroo_jax.model.cache import KVCache
+from kangaroo_jax.model.config import LlamaConfig
+from kangaroo_jax.model.layers import Block, Context, Linear, RMSNorm, linear
+
+Params = dict[str, Any]
+Caches = tuple[KVCache, ...]
+
+
+def embed(params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Look up token embeddings: ``hidden_states[0]``."""
+    return params["embed_tokens"]["embedding"][tokens]
+
+
+def run_layers(
+    config: LlamaConfig,
+    params: Params,
+    x: Float[Array, "B T D"],
+    positions: Int[Array, "B T"],
+    caches: Caches | None,
+    start: int,
+    stop: int,
+) -> tuple[Float[Array, "B T D"], Caches | None]:
+    """Run decoder layers ``[start, stop)``; the only place that walks layers.
+
+    Args:
+        config: shape of the model.
+        params: the model's params; only the layers named are read.
+        x: hidden state that enters layer ``start``.
+        positions: absolute positions, consecutive within a row.
+        caches: one cache per layer of the range, or None to attend within the block only.
+        start: first layer, counted from 0.
+        stop: one past the last layer.
+
+    Returns:
+        The hidden state after layer ``stop - 1`` (``hidden_states[stop]``; no final norm), and the caches with this
+        block written at its positions.
+    """
+    context = Context(config, positions, caches[0].k.shape[1] if caches else None)
+    block = Block(config)
+    updated = []
+    for index in range(start, stop):
+        cache = caches[index - start] if caches else None
+        x, cache = block.apply({"params": params[f"layers_{index}"]}, x, context, cache)
+        updated.append(cache)
+    return x, tuple(updated) if caches else None
+
+
+def head(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+    """Apply the LM head (no norm): fp32 logits."""
+    if "lm_head" in params:
+        kernel = params["lm_head"]["kernel"]
+    else:
+        kernel = params["embed_tokens"]["embedding"].T
+    return linear(x, kernel, jnp.float32)
+
+
+def final_norm(config: LlamaConfig, params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """Apply the target's final RMSNorm."""
+    return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x)
+
+
+def forward(config: LlamaConfig, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+    """Return fp32 logits of every position of a batch of sequences that start at position 0, without a cache."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    x, _ = run_layers(config, params, embed(params, tokens), positions, None, 0, config.num_hidden_layers)
+    return head(params, final_norm(config, params, x))
+
+
+def init_params(config: LlamaConfig, rng: Array) -> Params:
+    """Return freshly initialised fp32 params: normal(0.02) matrices, ones in norms.
+
+    Projections back into the residual stream are scaled down by ``sqrt(2 N)`` (GPT-2), which deep stacks need.
+    """
+    keys = jax.random.split(rng, config.num_hidden_layers + 2)
+    x = jnp.zeros((1, 1, config.hidden_size))
+    context = Context(config, jnp.zeros((1, 1), jnp.int32), None)
+    shape = (config.vocab_size, config.hidden_size)
+    params: Params = {
+        "embed_tokens": {"embedding": 0.02 * jax.random.normal(keys[0], shape)},
+        "norm": RMSNorm(config.rms_norm_eps).init(keys[0], x)["params"],
+    }
+    scale = (2 * config.num_hidden_layers) ** -0.5
+    for index in range(config.num_hidden_layers):
+        layer = Block(config).init(keys[index + 1], x, context, None)["params"]
+        for part, name in (("self_attn", "o_proj"), ("mlp", "down_proj")):
+            layer[part][name]["kernel"] *= scale
+        params[f"layers_{index}"] = layer
+    if not config.tie_word_embeddings:
+        params["lm_head"] = Linear(config.vocab_size).init(keys[-1], x)["params"]
+    return params
+
+
+def abstract_params(config: LlamaConfig) -> Params:
+    """Return the params' tree with ``jax.ShapeDtypeStruct`` leaves; nothing is allocated."""
+    return jax.eval_shape(lambda rng: init_params(config, rng), jax.random.key(0))
