@@ -1,0 +1,132 @@
+"""The state of a generation, and commit(): the one place that writes tokens and advances lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Int
+
+from kangaroo_jax.model import KVCache
+
+RUNNING, STOP, LENGTH = 0, 1, 2
+"""Values of ``DecodeState.finish``: still going, ended by an EOS token, ended by the token budget."""
+
+
+@struct.dataclass
+class DecodeStats:
+    """Counters of every sequence; the prefill and its token are not a round.
+
+    Attributes:
+        rounds: verify rounds done (steps, in plain decoding), ``[B]``.
+        drafted: tokens drafted, ``[B]``.
+        accepted: drafted tokens the target agreed with, ``[B]``.
+        accept_lengths: tokens committed in round r (s_r), ``[B, S]``; zero beyond ``rounds``.
+        draft_lengths: tokens drafted in round r, ``[B, S]``; zero beyond ``rounds``.
+    """
+
+    rounds: Int[Array, " B"]
+    drafted: Int[Array, " B"]
+    accepted: Int[Array, " B"]
+    accept_lengths: Int[Array, "B S"]
+    draft_lengths: Int[Array, "B S"]
+
+
+@struct.dataclass
+class DecodeState:
+    """Everything that changes while decoding; all leaves are traced, so none of them recompiles anything.
+
+    Invariant between rounds: ``tokens[b, :length[b]]`` are committed, and all caches are valid in slots
+    ``[0, length[b] - 1)``. The newest committed token has no keys and values yet; what lies in later slots is rubbish.
+
+    Attributes:
+        tokens: token at every position, ``[B, S]``.
+        length: committed tokens, prompt included, ``[B]``.
+        limit: length at which the token budget is spent, ``[B]``.
+        finish: RUNNING, STOP or LENGTH, ``[B]``.
+        caches: keys and values of the target's N layers.
+        adapter: keys and values of the adapter, or None when nothing is drafted.
+        stats: counters.
+    """
+
+    tokens: Int[Array, "B S"]
+    length: Int[Array, " B"]
+    limit: Int[Array, " B"]
+    finish: Int[Array, " B"]
+    caches: tuple[KVCache, ...]
+    adapter: KVCache | None
+    stats: DecodeStats
+
+
+def init_stats(batch: int, slots: int) -> DecodeStats:
+    """Return zeroed counters."""
+    # Separate buffers: a donated argument must not appear twice.
+    flat = [jnp.zeros((batch,), jnp.int32) for _ in range(3)]
+    return DecodeStats(*flat, *(jnp.zeros((batch, slots), jnp.int32) for _ in range(2)))
+
+
+def commit(
+    state: DecodeState, block: Int[Array, "B T"], count: Int[Array, " B"], eos_token_id: Int[Array, " E"]
+) -> tuple[DecodeState, Int[Array, " B"]]:
+    """Append the first ``count[b]`` tokens of a block to every running sequence, cut where plain decoding would stop.
+
+    A sequence ends with the first EOS token in its block, or when its budget is spent, whichever comes first::
+
+        block a b </s> c, count 4, budget for 9 more  ->  a b </s>  (STOP)
+        block a b </s> c, count 4, budget for 2 more  ->  a b       (LENGTH)
+
+    Args:
+        state: the state; finished sequences stay as they are.
+        block: tokens that follow the committed ones.
+        count: how many tokens of each row are valid.
+        eos_token_id: tokens that end a sequence; may be empty.
+
+    Returns:
+        The state, and the number of tokens committed to each sequence.
+    """
+    index = jnp.arange(block.shape[1])
+    is_end = (block[:, :, None] == eos_token_id).any(-1) & (index < count[:, None])
+    count = jnp.where(is_end.any(-1), jnp.argmax(is_end, axis=-1) + 1, count)
+    room = state.limit - state.length
+    running = state.finish == RUNNING
+    count = jnp.where(running, jnp.minimum(count, room), 0)
+    ended = (is_end & (index < count[:, None])).any(-1)
+    finish = jnp.where(ended, STOP, jnp.where(count == room, LENGTH, RUNNING))
+    state = state.replace(
+        tokens=write_rows(state.tokens, block, state.length),
+        length=state.length + count,
+        finish=jnp.where(running, finish, state.finish),
+    )
+    return state, count
+
+
+def record_round(
+    state: DecodeState, committed: Int[Array, " B"], drafted: Int[Array, " B"], accepted: Int[Array, " B"]
+) -> DecodeState:
+    """Count one round for every sequence that committed something in it."""
+    stats, took_part = state.stats, (committed > 0).astype(jnp.int32)
+    stats = DecodeStats(
+        rounds=stats.rounds + took_part,
+        drafted=stats.drafted + drafted * took_part,
+        accepted=stats.accepted + accepted * took_part,
+        accept_lengths=write_rows(stats.accept_lengths, committed[:, None], stats.rounds),
+        draft_lengths=write_rows(stats.draft_lengths, (drafted * took_part)[:, None], stats.rounds),
+    )
+    return state.replace(stats=stats)
+
+
+def write_rows(buffer: Int[Array, "B S"], block: Int[Array, "B T"], start: Int[Array, " B"]) -> Int[Array, "B S"]:
+    """Write a block of T values into each row at its own start, in place."""
+    return jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,)))(buffer, block, start)
+
+
+def newest(state: DecodeState) -> tuple[Int[Array, "B 1"], Int[Array, "B 1"]]:
+    """Return the newest committed token of every sequence and its position."""
+    position = state.length[:, None] - 1
+    return jnp.take_along_axis(state.tokens, position, axis=1), position
+
+
+Weights = dict[str, Any]
+"""``{"target": params of the Llama, "adapter": params of the adapter or None}``, always a traced argument."""

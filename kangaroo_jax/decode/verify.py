@@ -1,0 +1,36 @@
+"""Verification: one forward of the deep layers over everything a round drafted."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from kangaroo_jax.decode.draft import DecodeSpec, Draft
+from kangaroo_jax.decode.state import Weights
+from kangaroo_jax.model import KVCache, final_norm, head, run_layers
+
+
+def verify(
+    spec: DecodeSpec,
+    weights: Weights,
+    draft: Draft,
+    positions: Int[Array, "B G1"],
+    caches: tuple[KVCache, ...],
+) -> tuple[Float[Array, "B G1 V"], tuple[KVCache, ...]]:
+    """Run layers ``[l, N)``, final norm and LM head over the kept hidden states.
+
+    Args:
+        spec: static description.
+        weights: target and adapter.
+        draft: what drafting left; rows beyond ``count`` are computed and never used.
+        positions: positions of the newest committed token and of the drafted ones.
+        caches: the deep layers' caches.
+
+    Returns:
+        fp32 logits of the token after each position, and the deep caches.
+    """
+    last = spec.config.num_hidden_layers
+    x, caches = run_layers(
+        spec.config, weights["target"], draft.hidden, positions, caches, spec.exit_layer, last
+    )
+    return head(weights["target"], final_norm(spec.config, weights["target"], x)).astype(jnp.float32), caches
