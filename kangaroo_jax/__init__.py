@@ -1,0 +1,24 @@
+"""Kangaroo: lossless self-speculative decoding with double early exiting, in JAX and Flax (arXiv 2404.18911).
+
+>>> import kangaroo_jax
+>>> params = kangaroo_jax.load("joey")
+>>> print(kangaroo_jax.generate(params, "def fibonacci(n):"))  # doctest: +SKIP
+"""
+
+from kangaroo_jax.api import Params, generate, load, stream
+from kangaroo_jax.model import KangarooConfig, LlamaConfig
+from kangaroo_jax.results import Generation, Stats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Generation",
+    "KangarooConfig",
+    "LlamaConfig",
+    "Params",
+    "Stats",
+    "__version__",
+    "generate",
+    "load",
+    "stream",
+]

@@ -1,0 +1,1 @@
+"""Training: the adapter (``python -m train.adapter``) and the embedded model (``python -m train.joey``)."""

@@ -7,6 +7,7 @@ ever sees them, and every prompt and claim about joey comes from them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -77,27 +78,58 @@ def encode_bytes(data: bytes) -> np.ndarray:
     return np.frombuffer(data, np.uint8).astype(np.int32) + BYTE_OFFSET
 
 
-def sample_windows(files: Sequence[SourceFile], rows: int, length: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield endless ``[rows, length]`` int32 batches of training windows.
+@dataclasses.dataclass(frozen=True)
+class TokenTexts:
+    """Tokenised texts that training windows are cut from.
 
-    A window starts with BOS at a random line of a random file (files weighted by size). Where the file ends, EOS
-    follows and the window goes on with BOS and another file.
+    Attributes:
+        tokens: the tokens of each text, without BOS and EOS; no text is empty.
+        bos: token before the first one of a text, or None.
+        eos: token after the last one of a text, or None.
+        newlines: tokens that end a line.
     """
-    rng = np.random.default_rng(seed)
-    tokens = [encode_bytes(file.data) for file in files]
-    weights = np.array([len(t) for t in tokens], np.float64)
-    weights /= weights.sum()
-    newline = BYTE_OFFSET + ord("\n")
-    while True:
+
+    tokens: Sequence[np.ndarray]
+    bos: int | None
+    eos: int | None
+    newlines: np.ndarray
+
+    @functools.cached_property
+    def cumulative(self) -> np.ndarray:
+        """Cumulative share of the tokens that each text and those before it have."""
+        weights = np.array([len(text) for text in self.tokens], np.float64)
+        total = np.cumsum(weights / weights.sum())
+        return total / total[-1]
+
+    def windows(self, rng: np.random.Generator, rows: int, length: int) -> np.ndarray:
+        """Return ``[rows, length]`` int32 windows.
+
+        A window starts with BOS at a random line of a random text (texts weighted by size). Where the text ends, EOS
+        follows and the window goes on with BOS and another text.
+        """
+        first, last = ([] if token is None else [token] for token in (self.bos, self.eos))
         batch = np.empty((rows, length), np.int32)
         for row in batch:
             filled = 0
             while filled < length:
-                text = tokens[rng.choice(len(tokens), p=weights)]
+                text = self.tokens[int(np.searchsorted(self.cumulative, rng.random(), side="right"))]
                 at = int(rng.integers(len(text)))
-                line = np.flatnonzero(text[at : at + 400] == newline)
+                line = np.flatnonzero(np.isin(text[at : at + 400], self.newlines))
                 at = at + int(line[0]) + 1 if len(line) else 0
-                piece = np.concatenate([[BOS], text[at:], [EOS]])[: length - filled]
+                body = text[at : at + length - filled]
+                if self.bos is None and not len(body):  # Nothing at all would be added, perhaps for ever.
+                    body = text[: length - filled]
+                ended = last if at + len(body) >= len(text) else []
+                piece = np.concatenate([first, body, ended])[: length - filled]
                 row[filled : filled + len(piece)] = piece
                 filled += len(piece)
-        yield batch
+        return batch
+
+
+def sample_windows(files: Sequence[SourceFile], rows: int, length: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield endless ``[rows, length]`` int32 batches of training windows of bytes (see ``TokenTexts.windows``)."""
+    tokens = [encode_bytes(file.data) for file in files]
+    texts = TokenTexts(tokens, BOS, EOS, np.array([BYTE_OFFSET + ord("\n")]))
+    rng = np.random.default_rng(seed)
+    while True:
+        yield texts.windows(rng, rows, length)

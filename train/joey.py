@@ -18,12 +18,13 @@ import optax
 
 from kangaroo_jax.model import LlamaConfig, forward, init_params
 from train.corpus import BOS, EOS, VOCAB_SIZE, SourceFile, sample_windows, split_sources, standard_library
+from train.export import export_joey
 from train.loop import fit
 from train.step import init_state, make_eval_step, make_train_step, split_devices
 
 
-def joey_config(hidden: int = 192, layers: int = 24, heads: int = 3, intermediate: int = 512) -> LlamaConfig:
-    """Return joey's shape: deep and narrow, one token per byte."""
+def joey_config(hidden: int = 320, layers: int = 10, heads: int = 4, intermediate: int = 864) -> LlamaConfig:
+    """Return joey's shape, chosen by its cost model (docs/joey.md): one token per byte."""
     return LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=hidden,
@@ -84,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m train.joey", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/joey"), help="folder for checkpoints and log (default: %(default)s)")
+    add("--export", type=Path, metavar="DIR", help="write the trained model there in Hugging Face's format")
     add("--text", type=Path, nargs="*", default=[], help="more folders of Python sources beside the standard library")
     add("--steps", type=int, default=1200, help="optimiser steps (default: %(default)s)")
     add("--long-steps", type=int, default=100, help="last steps, on windows of full length (default: %(default)s)")
@@ -92,13 +94,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--learning-rate", type=float, default=5e-3, help="peak learning rate of Muon (default: %(default)s)")
     add("--warmup", type=int, default=50, help="steps of linear warm-up (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of initialisation and sampling (default: %(default)s)")
-    for name, value in (("hidden", 192), ("layers", 24), ("heads", 3), ("intermediate", 512)):
+    for name, value in (("hidden", 320), ("layers", 10), ("heads", 4), ("intermediate", 864)):
         add(f"--{name}", type=int, default=value, help=f"{name} of the network (default: %(default)s)")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train (or resume) and report the loss on held-out files."""
+    """Train (or resume), report the loss on held-out files, and export when asked."""
     args = build_parser().parse_args(argv)
     config = joey_config(args.hidden, args.layers, args.heads, args.intermediate)
     train_files, held_files = split_sources([standard_library(), *args.text])
@@ -116,9 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     held = held_out_windows(held_files, 64, args.window + 1)
 
     def evaluate(params: Any) -> dict[str, float]:
-        sums = [
-            evaluate_batch(params, {}, split_devices(part, jax.local_device_count())) for part in np.split(held, 4)
-        ]
+        sums = [evaluate_batch(params, {}, split_devices(part, jax.local_device_count())) for part in np.split(held, 4)]
         return {"held_out_loss": float(sum(s["loss"] for s in sums) / sum(s["tokens"] for s in sums))}
 
     params = init_params(config, jax.random.key(args.seed))
@@ -127,6 +127,9 @@ def main(argv: list[str] | None = None) -> None:
     long_from = args.steps - args.long_steps
     for window, until in ((args.window, long_from), (config.max_position_embeddings, args.steps)):
         state = fit(step, state, {}, batches(window), until, args.out, evaluate=evaluate, name=f"joey {window}")
+    if args.export:
+        done = export_joey(config, args.out / "checkpoints", args.export)
+        print(f"joey of step {done} written to {args.export}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +25,34 @@ def replicate(tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event that is set; a second one interrupts at once.
+
+    A step donates the state it is given: an exception between the step's return and the assignment of its result would
+    leave nothing to save.
+    """
+    asked = threading.Event()
+
+    def ask(number: int, frame: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():  # Only the main thread may set a handler.
+        yield asked
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def fit(
     step_fn: Callable[..., tuple[TrainState, dict]],
     state: TrainState,
     frozen: Any,
-    batches: Callable[[int], Iterator[np.ndarray]],
+    batches: Callable[[int], Iterator[Any]],
     steps: int,
     directory: Path,
     *,
@@ -41,7 +67,7 @@ def fit(
         step_fn: from ``train.step.make_train_step``.
         state: the state to start from when there is no checkpoint.
         frozen: what the step reads and never changes.
-        batches: ``batches(first_step)`` yields batches ``[rows, length]`` from that step on.
+        batches: ``batches(first_step)`` yields batches from that step on: arrays, or trees of arrays, ``[rows, ...]``.
         steps: total number of optimiser steps.
         directory: holds ``checkpoints/`` and ``log.jsonl``.
         save_every: optimiser steps between checkpoints; the last step is always saved.
@@ -50,40 +76,40 @@ def fit(
         name: label of the progress bar.
 
     Returns:
-        The state after the last step. Ctrl-C saves a checkpoint before the exception goes on.
+        The state after the last step.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, at the end of the step in progress, with a checkpoint saved.
     """
     directory.mkdir(parents=True, exist_ok=True)
     state, frozen = replicate(state), replicate(frozen)
     options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
-    with ocp.CheckpointManager((directory / "checkpoints").absolute(), options=options) as manager:
+    with (
+        ocp.CheckpointManager((directory / "checkpoints").absolute(), options=options) as manager,
+        deferred_interrupt() as interrupted,
+    ):
         if (newest := manager.latest_step()) is not None:
             state = manager.restore(newest, args=ocp.args.StandardRestore(state))
         first = int(state.step)
         stream = batches(first)
         devices = jax.local_device_count()
-        bar = tqdm(total=steps, initial=first, desc=name, unit="step", mininterval=1.0)
-        try:
-            for index in range(first, steps):
+        with tqdm(total=steps, initial=first, desc=name, unit="step", mininterval=1.0) as bar:
+            for done in range(first + 1, steps + 1):
                 state, means = step_fn(state, frozen, split_devices(next(stream), devices))
                 bar.update()
-                last = index + 1 == steps
-                if (index + 1) % 10 == 0 or last:
+                last = done == steps
+                if done % 10 == 0 or last:
                     figures = {key: float(value) for key, value in means.items()}
                     bar.set_postfix({key: f"{value:.3f}" for key, value in figures.items() if key != "tokens"})
-                    _log(directory, index + 1, figures)
-                if evaluate and ((index + 1) % eval_every == 0 or last):
+                    _log(directory, done, figures)
+                if evaluate and (done % eval_every == 0 or last):
                     held = evaluate(state.params)
-                    _log(directory, index + 1, held)
-                    bar.write(f"step {index + 1}: " + ", ".join(f"{key} {value:.4f}" for key, value in held.items()))
-                if (index + 1) % save_every == 0 or last:
-                    manager.save(index + 1, args=ocp.args.StandardSave(state))
-        except KeyboardInterrupt:
-            manager.wait_until_finished()
-            if manager.latest_step() != int(state.step):
-                manager.save(int(state.step), args=ocp.args.StandardSave(state))
-            raise
-        finally:
-            bar.close()
+                    _log(directory, done, held)
+                    bar.write(f"step {done}: " + ", ".join(f"{key} {value:.4f}" for key, value in held.items()))
+                if done % save_every == 0 or last or interrupted.is_set():
+                    manager.save(done, args=ocp.args.StandardSave(state))
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
     return state
 
 

@@ -15,8 +15,7 @@ Tree = Any
 LossFn = Callable[[Tree, Tree, Tree], tuple[jax.Array, dict[str, jax.Array]]]
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """What changes from step to step.
 
     Attributes:
@@ -57,7 +56,7 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         means = {name: value / count for name, value in sums.items() if name != "tokens"}
-        means |= {"tokens": sums["tokens"], "grad_norm": optax.global_norm(grads)}
+        means |= {"tokens": sums["tokens"], "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt_state), means
 
     return jax.pmap(step, "data", in_axes=(None, None, 0), out_axes=None, donate_argnums=0)
@@ -72,12 +71,16 @@ def make_eval_step(loss_fn: LossFn) -> Callable[[Tree, Tree, Tree], dict]:
     return jax.pmap(evaluate, "data", in_axes=(None, None, 0), out_axes=None)
 
 
-def split_devices(batch: np.ndarray, devices: int) -> np.ndarray:
-    """Reshape ``[rows, ...]`` to ``[devices, rows / devices, ...]``.
+def split_devices(batch: Tree, devices: int) -> Tree:
+    """Reshape every leaf from ``[rows, ...]`` to ``[devices, rows / devices, ...]``.
 
     Raises:
         ValueError: if the rows do not divide evenly.
     """
-    if batch.shape[0] % devices:
-        raise ValueError(f"batch of {batch.shape[0]} rows on {devices} devices; use a multiple of {devices}")
-    return batch.reshape(devices, batch.shape[0] // devices, *batch.shape[1:])
+
+    def split(leaf: np.ndarray) -> np.ndarray:
+        if leaf.shape[0] % devices:
+            raise ValueError(f"batch of {leaf.shape[0]} rows on {devices} devices; use a multiple of {devices}")
+        return leaf.reshape(devices, leaf.shape[0] // devices, *leaf.shape[1:])
+
+    return jax.tree.map(split, batch)

@@ -6,9 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 
-def accept_greedy(
-    drafted: Int[Array, "B G"], count: Int[Array, " B"], target: Int[Array, "B G1"]
-) -> Int[Array, " B"]:
+def accept_greedy(drafted: Int[Array, "B G"], count: Int[Array, " B"], target: Int[Array, "B R"]) -> Int[Array, " B"]:
     """Return the length of the longest prefix of the draft that equals the target's own choices.
 
     The round then commits the accepted tokens and one of the target's::
@@ -18,7 +16,7 @@ def accept_greedy(
     Args:
         drafted: drafted tokens.
         count: valid drafted tokens of each row.
-        target: the target's argmax after the newest committed token and after each drafted one.
+        target: the target's argmax after the newest committed token and after each drafted one; R > G.
     """
-    agrees = (drafted == target[:, :-1]) & (jnp.arange(drafted.shape[1]) < count[:, None])
+    agrees = (drafted == target[:, : drafted.shape[1]]) & (jnp.arange(drafted.shape[1]) < count[:, None])
     return jnp.cumprod(agrees.astype(jnp.int32), axis=1).sum(axis=1)

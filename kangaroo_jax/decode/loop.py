@@ -75,7 +75,7 @@ def kangaroo_round(
 ) -> DecodeState:
     """Draft, verify, accept, commit: one round of Kangaroo (paper, algorithm 1), 1 to ``gamma + 1`` tokens long."""
     drafted = draft(spec, weights, state, eta)
-    positions = state.length[:, None] - 1 + jnp.arange(spec.gamma + 1)
+    positions = state.length[:, None] - 1 + jnp.arange(spec.rows)
     logits, deep = verify(spec, weights, drafted, positions, state.caches[spec.exit_layer :])
     target = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     accepted = accept_greedy(drafted.tokens, drafted.count, target)
@@ -92,9 +92,7 @@ def plain_round(
     del eta
     config, target = spec.config, weights["target"]
     token, position = newest(state)
-    x, caches = run_layers(
-        config, target, embed(target, token), position, state.caches, 0, config.num_hidden_layers
-    )
+    x, caches = run_layers(config, target, embed(target, token), position, state.caches, 0, config.num_hidden_layers)
     chosen = jnp.argmax(head(target, final_norm(config, target, x)), axis=-1).astype(jnp.int32)
     state, committed = commit(state.replace(caches=caches), chosen, jnp.ones_like(state.length), eos_token_id)
     nothing = jnp.zeros_like(committed)
@@ -112,8 +110,8 @@ def decode(
 ) -> DecodeState:
     """Run rounds on the device until every sequence has finished, or ``max_rounds`` are done.
 
-    One compiled loop serves ``generate`` (no bound) and ``stream`` (a few rounds a call): the bound is traced. The state
-    is donated; caches are updated in place and never copied.
+    One compiled loop serves ``generate`` (no bound) and ``stream`` (a few rounds a call): the bound is traced. The
+    state is donated; caches are updated in place and never copied.
     """
     one_round = kangaroo_round if spec.gamma else plain_round
 
@@ -138,12 +136,12 @@ def bucket(size: int) -> int:
     return power
 
 
-def cache_slots(prompt_width: int, longest: int, gamma: int) -> int:
+def cache_slots(spec: DecodeSpec, prompt_width: int, longest: int) -> int:
     """Return how many cache slots a generation needs, rounded up to a bucket.
 
     Args:
+        spec: static description; a round writes up to ``spec.rows`` slots beyond the committed length.
         prompt_width: width of the padded prompt.
         longest: tokens of the longest sequence, prompt and budget together.
-        gamma: tokens drafted in a round; a round writes ``gamma + 1`` slots beyond the committed length.
     """
-    return bucket(max(prompt_width, longest + gamma + 1, 128))
+    return bucket(max(prompt_width, longest + spec.rows, 128))

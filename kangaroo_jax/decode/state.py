@@ -15,8 +15,7 @@ RUNNING, STOP, LENGTH = 0, 1, 2
 """Values of ``DecodeState.finish``: still going, ended by an EOS token, ended by the token budget."""
 
 
-@struct.dataclass
-class DecodeStats:
+class DecodeStats(struct.PyTreeNode):
     """Counters of every sequence; the prefill and its token are not a round.
 
     Attributes:
@@ -34,8 +33,7 @@ class DecodeStats:
     draft_lengths: Int[Array, "B S"]
 
 
-@struct.dataclass
-class DecodeState:
+class DecodeState(struct.PyTreeNode):
     """Everything that changes while decoding; all leaves are traced, so none of them recompiles anything.
 
     Invariant between rounds: ``tokens[b, :length[b]]`` are committed, and all caches are valid in slots

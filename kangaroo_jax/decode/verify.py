@@ -14,23 +14,21 @@ def verify(
     spec: DecodeSpec,
     weights: Weights,
     draft: Draft,
-    positions: Int[Array, "B G1"],
+    positions: Int[Array, "B R"],
     caches: tuple[KVCache, ...],
-) -> tuple[Float[Array, "B G1 V"], tuple[KVCache, ...]]:
+) -> tuple[Float[Array, "B R V"], tuple[KVCache, ...]]:
     """Run layers ``[l, N)``, final norm and LM head over the kept hidden states.
 
     Args:
         spec: static description.
         weights: target and adapter.
         draft: what drafting left; rows beyond ``count`` are computed and never used.
-        positions: positions of the newest committed token and of the drafted ones.
+        positions: R consecutive positions, from that of the newest committed token on.
         caches: the deep layers' caches.
 
     Returns:
         fp32 logits of the token after each position, and the deep caches.
     """
     last = spec.config.num_hidden_layers
-    x, caches = run_layers(
-        spec.config, weights["target"], draft.hidden, positions, caches, spec.exit_layer, last
-    )
+    x, caches = run_layers(spec.config, weights["target"], draft.hidden, positions, caches, spec.exit_layer, last)
     return head(weights["target"], final_norm(spec.config, weights["target"], x)).astype(jnp.float32), caches

@@ -15,8 +15,7 @@ from jaxtyping import Array, Float, Int
 from kangaroo_jax.model.config import LlamaConfig
 
 
-@struct.dataclass
-class KVCache:
+class KVCache(struct.PyTreeNode):
     """Keys and values of one attention layer.
 
     Attributes:

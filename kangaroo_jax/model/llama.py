@@ -9,11 +9,10 @@ with ``lm_head`` absent when ``tie_word_embeddings``.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from kangaroo_jax.model.cache import KVCache
@@ -27,6 +26,18 @@ Caches = tuple[KVCache, ...]
 def embed(params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Look up token embeddings: ``hidden_states[0]``."""
     return params["embed_tokens"]["embedding"][tokens]
+
+
+@overload
+def run_layers(
+    config: LlamaConfig, params: Params, x: Array, positions: Array, caches: Caches, start: int, stop: int
+) -> tuple[Array, Caches]: ...
+
+
+@overload
+def run_layers(
+    config: LlamaConfig, params: Params, x: Array, positions: Array, caches: None, start: int, stop: int
+) -> tuple[Array, None]: ...
 
 
 def run_layers(
@@ -60,7 +71,7 @@ def run_layers(
         cache = caches[index - start] if caches else None
         x, cache = block.apply({"params": params[f"layers_{index}"]}, x, context, cache)
         updated.append(cache)
-    return x, tuple(updated) if caches else None
+    return x, None if caches is None else tuple(updated)
 
 
 def head(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... V"]:

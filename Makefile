@@ -1,0 +1,51 @@
+# `make demo` and `make test` need nothing but Python: they create .venv and install the package into it first.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test hf full lint types format clean
+
+help:  ## list the targets
+	@echo "usage: make TARGET [PYTHON=python3]"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+demo: $(INSTALLED)  ## write text with Kangaroo and with plain decoding, and compare their speed
+	$(RUN) -m kangaroo_jax --compare --show
+
+test: $(INSTALLED)  ## run the tests (without the long ones, without torch)
+	$(RUN) -m pytest
+
+hf: $(INSTALLED)  ## run the tests against transformers' own models (installs torch)
+	$(RUN) -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(RUN) -m pytest -m hf
+
+full: $(INSTALLED)  ## run the long tests: every prompt, every setting
+	$(RUN) -m pytest -m full
+
+lint: $(INSTALLED)  ## check style
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: $(INSTALLED)  ## check types
+	$(RUN) -m mypy
+
+format: $(INSTALLED)  ## format, and fix what can be fixed
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:  ## remove caches and build outputs (not .venv, not runs)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is older than pyproject.toml when the dependencies may have changed. pip is the last thing that
+# `venv` puts into a new environment: without it, an interrupted set-up is made again.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is missing or older than 3.11; name another: make PYTHON=python3.12"; exit 1; }
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	@echo "Installing kangaroo_jax and its tools into $(VENV); the first time takes a minute or two."
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(INSTALLED)

@@ -1,0 +1,135 @@
+"""Convert a Hugging Face Llama checkpoint to the Orbax checkpoint that kangaroo_jax.load reads fastest.
+
+    python -m convert.hf_to_flax SOURCE [--out DIR] [--dtype bfloat16]
+
+The result is a directory with ``params/`` (Orbax), ``config.json``, the tokenizer's files and, when the source has one,
+its ``adapter/``. It appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from convert.sources import TEXT_FILES, locate
+from kangaroo_jax.model import LlamaConfig
+from kangaroo_jax.store import DTYPES, read_hf, save_params
+from kangaroo_jax.store.files import whole_directory, write_json
+from kangaroo_jax.store.mapping import entries
+from kangaroo_jax.store.names import ALIASES, EMBEDDED, converted
+
+
+def convert(source: Path, out: Path, dtype: str | None = None, *, force: bool = False) -> dict[str, Any]:
+    """Convert a local checkpoint.
+
+    Args:
+        source: directory in Hugging Face's layout.
+        out: the directory to make.
+        dtype: of the params; None keeps the source's.
+        force: whether a converted directory at ``out`` is replaced.
+
+    Returns:
+        What was written: ``tensors``, ``parameters``, ``bytes``, ``dtype``, ``destination``.
+
+    Raises:
+        ValueError: if the source is unusable, or ``out`` is in the way; nothing is written then.
+    """
+    _check_destination(source, out, force)
+    with whole_directory(out, replace=force) as staged:
+        bar = partial(tqdm, desc=f"reading {source.name}", unit="tensor")
+        config, params = read_hf(source, dtype, progress=bar)
+        save_params(staged / "params", params)
+        write_json(staged / "config.json", config.to_hf())
+        for name in TEXT_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, staged / name)
+        if (source / "adapter").is_dir():
+            shutil.copytree(source / "adapter", staged / "adapter")
+    return _summary(config, params, out)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m convert.hf_to_flax",
+        description="Convert a Hugging Face Llama checkpoint to the format kangaroo_jax.load reads fastest.",
+    )
+    known = ", ".join((*EMBEDDED, *(f"{alias} = {hub_id}" for alias, hub_id in ALIASES.items())))
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help=f"a local directory, a hub id (OWNER/NAME), or one of: {known}")
+    add("--out", type=Path, help="directory to write (default: SOURCE's name in $KANGAROO_HOME, ~/.cache/kangaroo_jax)")
+    add("--dtype", choices=tuple(DTYPES), help="dtype of the result (default: the source's)")
+    add("--force", action="store_true", help="replace a converted directory that is already there")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Convert, print what was written, and return the exit status: 0, 2 for bad input, 130 for Ctrl-C."""
+    args = build_parser().parse_args(argv)
+    try:
+        out = _destination(args.source) if args.out is None else args.out.expanduser()
+        if not args.force:  # Before a download of gigabytes, not after it.
+            _check_vacant(out)
+        written = convert(locate(args.source), out, args.dtype, force=args.force)
+    except (ValueError, OSError) as error:
+        print(f"hf_to_flax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nhf_to_flax: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    print(_table(written))
+    by_name = args.out is None and args.source not in EMBEDDED
+    model = out.name if by_name else shlex.quote(str(out))
+    print(f'\nNext: python -m kangaroo_jax --model {model} "Once upon a time"')
+    return 0
+
+
+def _destination(source: str) -> Path:
+    """Return the default destination; a directory's real name counts, so that ``.`` has one."""
+    path = Path(source).expanduser()
+    return converted(path.resolve().name if path.is_dir() and source not in EMBEDDED else source)
+
+
+def _check_vacant(out: Path) -> None:
+    if out.exists():
+        raise ValueError(f"{out} exists; choose another --out, or replace it with --force")
+
+
+def _check_destination(source: Path, out: Path, force: bool) -> None:
+    """Refuse sources that are converted already, and destinations that would cost the user something else."""
+    if (source / "params").is_dir():
+        raise ValueError(f"{source} is converted already; give the directory it was converted from")
+    if not force:
+        _check_vacant(out)
+    if source.resolve().is_relative_to(out.resolve()):
+        raise ValueError(f"{out} holds the source {source}; choose another --out")
+    if out.exists() and not (out.is_dir() and ((out / "params").is_dir() or not any(out.iterdir()))):
+        raise ValueError(f"{out} is not a converted directory, so --force does not replace it; choose another --out")
+
+
+def _summary(config: LlamaConfig, params: Any, out: Path) -> dict[str, Any]:
+    leaves = jax.tree.leaves(params)
+    return {
+        "tensors": len(entries(config)),
+        "parameters": sum(leaf.size for leaf in leaves),
+        "bytes": sum(leaf.nbytes for leaf in leaves),
+        "dtype": leaves[0].dtype.name,
+        "destination": out,
+    }
+
+
+def _table(written: dict[str, Any]) -> str:
+    rows = {name: f"{value:,}" if isinstance(value, int) else str(value) for name, value in written.items()}
+    return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""What this package writes itself: params as Orbax checkpoints, adapters as two small files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from kangaroo_jax.model import KangarooConfig, LlamaConfig, abstract_params
+from kangaroo_jax.store.files import first_line, read_json, whole_directory, write_json
+from kangaroo_jax.store.hf import as_dtype, stored_tensors, write_safetensors
+from kangaroo_jax.store.mapping import ADAPTER, Params, check_shapes, common_dtype, flatten, from_flax, to_flax
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter.safetensors"
+_SIZES = "sizes.json"
+_CONVERT_AGAIN = "convert the model again (python -m convert.hf_to_flax)"
+
+
+def default_dtype() -> np.dtype:
+    """Return the dtype models are loaded in when none is asked for: float32 on a CPU, bfloat16 elsewhere."""
+    kind = as_dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    assert kind is not None
+    return kind
+
+
+def save_params(directory: Path, params: Params) -> None:
+    """Write params as an Orbax checkpoint; ``directory`` appears when all is written.
+
+    Raises:
+        ValueError: if ``directory`` exists.
+    """
+    import orbax.checkpoint as ocp  # Not at the top: reading safetensors, joey's way in, does without it.
+
+    with whole_directory(directory) as staged:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(staged / "params", params)
+        for item in (staged / "params").iterdir():
+            item.rename(staged / item.name)
+        (staged / "params").rmdir()
+        write_json(staged / _SIZES, _file_sizes(staged))
+
+
+def restore_params(directory: Path, config: LlamaConfig, dtype: Any = None) -> Params:
+    """Read an Orbax checkpoint onto the default device.
+
+    Args:
+        directory: written by ``save_params``.
+        config: the model the checkpoint belongs to.
+        dtype: of the params; None keeps the checkpoint's.
+
+    Raises:
+        ValueError: if the checkpoint is incomplete, damaged, or another model's.
+    """
+    import orbax.checkpoint as ocp
+
+    directory = Path(directory).absolute()
+    _check_complete(directory)
+    abstract = abstract_params(config)
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            stored = flatten(checkpointer.metadata(directory).item_metadata.tree)
+        except Exception as error:  # Orbax's and TensorStore's errors have no common base.
+            raise ValueError(f"{directory} is not a readable checkpoint; {_CONVERT_AGAIN}") from error
+        check_shapes(
+            {path: tuple(leaf.shape) for path, leaf in flatten(abstract).items()},
+            [(path, tuple(leaf.shape)) for path, leaf in stored.items()],
+            fix=f"{directory} belongs to another config.json; {_CONVERT_AGAIN}",
+        )
+        kind = as_dtype(dtype) or common_dtype([leaf.dtype for leaf in stored.values()])
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind, sharding=sharding), abstract)
+        try:
+            return checkpointer.restore(directory, target)
+        except Exception as error:  # As above.
+            raise ValueError(f"{directory} is damaged ({first_line(error)}); {_CONVERT_AGAIN}") from error
+
+
+def fingerprint(config: LlamaConfig) -> str:
+    """Return a short name for what an adapter depends on in its target: everything that shapes the computation.
+
+    Special tokens and the context length are left out; they may be edited without harm to an adapter.
+    """
+    ignored = ("bos_token_id", "eos_token_id", "max_position_embeddings")
+    fields = flatten({name: value for name, value in config.to_hf().items() if name not in ignored})
+    # 500000 and 500000.0 are the same theta.
+    fields = {name: float(value) if isinstance(value, int | float) else value for name, value in fields.items()}
+    return "llama-" + hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def save_adapter(
+    directory: Path, config: LlamaConfig, draft: KangarooConfig, params: Params, training: Mapping[str, Any]
+) -> None:
+    """Write an adapter directory, replacing an adapter that is there; whole or not at all.
+
+    Args:
+        directory: the destination.
+        config: the target's config.
+        draft: exit layer and default gamma and eta.
+        params: the adapter's params, float32 or bfloat16.
+        training: anything JSON can hold about how it was trained.
+
+    Raises:
+        ValueError: if the params or the exit layer are not for this target, or ``directory`` holds something else.
+    """
+    directory = Path(directory)
+    if directory.exists() and any(directory.iterdir()) and not (directory / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"{directory} exists and is not an adapter; choose another destination")
+    _check_draft(draft, config, str(directory))
+    tensors = dict(from_flax(config, params, ADAPTER))
+    with whole_directory(directory, replace=True) as staged:
+        write_safetensors(staged / ADAPTER_WEIGHTS, tensors)
+        fields = {"exit_layer": draft.exit_layer, "gamma": draft.gamma, "eta": draft.eta}
+        target = {"hidden_size": config.hidden_size, "target": fingerprint(config)}
+        write_json(staged / ADAPTER_CONFIG, fields | target | {"training": dict(training)})
+
+
+def load_adapter(directory: Path, config: LlamaConfig, dtype: Any = None) -> tuple[KangarooConfig, Params]:
+    """Read an adapter directory onto the default device.
+
+    Args:
+        directory: written by ``save_adapter``.
+        config: the target it is to draft for.
+        dtype: of the params; None is ``default_dtype()``.
+
+    Raises:
+        ValueError: if a file is absent or damaged, or the adapter was trained for another target.
+    """
+    directory = Path(directory)
+    file = directory / ADAPTER_CONFIG
+    fields = read_json(file, "give an adapter directory, as python -m train.adapter writes it")
+    kinds: dict[str, tuple[type, ...]] = {
+        "exit_layer": (int,),
+        "gamma": (int,),
+        "eta": (int, float),
+        "hidden_size": (int,),
+        "target": (str,),
+    }
+    if wrong := [name for name, kind in kinds.items() if type(fields.get(name)) not in kind]:
+        raise ValueError(f"{file} has no usable {', '.join(wrong)}; train or download the adapter again")
+    if fields["hidden_size"] != config.hidden_size:
+        raise ValueError(
+            f"{directory}: the adapter is for hidden_size {fields['hidden_size']}, the model has {config.hidden_size}; "
+            "use the adapter trained for this model"
+        )
+    draft = KangarooConfig(fields["exit_layer"], fields["gamma"], float(fields["eta"]))
+    _check_draft(draft, config, str(file))
+    if fields["target"] != fingerprint(config):
+        raise ValueError(
+            f"{directory}: the adapter is for target {fields['target']}, the model is {fingerprint(config)}; "
+            "use the adapter trained for this model"
+        )
+    tensors = [(tensor.name, tensor) for tensor in stored_tensors(directory / ADAPTER_WEIGHTS)]
+    params = to_flax(config, tensors, as_dtype(dtype) or default_dtype(), ADAPTER)
+    return draft, jax.device_put(params)
+
+
+def find_adapter(directory: Path, adapter: str | os.PathLike[str] | None = None) -> Path | None:
+    """Return the adapter directory to load for a model: the one asked for, else the model's own, else None.
+
+    Args:
+        directory: the model's directory.
+        adapter: an adapter directory.
+
+    Raises:
+        ValueError: if the adapter asked for does not exist.
+    """
+    if adapter is None:
+        own = Path(directory) / "adapter"
+        return own if own.is_dir() else None
+    path = Path(adapter).expanduser()
+    if not path.is_dir():
+        raise ValueError(f"no adapter directory {os.fspath(adapter)!r}; train one: python -m train.adapter")
+    return path
+
+
+def _check_draft(draft: KangarooConfig, config: LlamaConfig, where: str) -> None:
+    layers = config.num_hidden_layers
+    if not 1 <= draft.exit_layer < layers:
+        raise ValueError(
+            f"{where}: exit_layer is {draft.exit_layer}; a model of {layers} layers needs 1 to {layers - 1}"
+        )
+    if draft.gamma < 1:
+        raise ValueError(f"{where}: gamma is {draft.gamma}; at least 1 token must be drafted")
+    if not draft.eta >= 0:
+        raise ValueError(f"{where}: eta is {draft.eta}; it must be 0 or more")
+
+
+def _file_sizes(directory: Path) -> dict[str, int]:
+    files = (path for path in directory.rglob("*") if path.is_file() and path.name != _SIZES)
+    return {path.relative_to(directory).as_posix(): path.stat().st_size for path in sorted(files)}
+
+
+def _check_complete(directory: Path) -> None:
+    """Refuse a checkpoint whose files are not as long as they were written.
+
+    Orbax would notice, too, but only after its reader threads have printed pages of tracebacks.
+    """
+    if not directory.is_dir():
+        raise ValueError(f"{directory} does not exist; {_CONVERT_AGAIN}")
+    if not (directory / _SIZES).is_file():
+        raise ValueError(f"{directory} has no {_SIZES}, so it was not written to the end; {_CONVERT_AGAIN}")
+    for name, size in read_json(directory / _SIZES, _CONVERT_AGAIN).items():
+        file = directory / name
+        actual = file.stat().st_size if file.is_file() else None
+        if actual != size:
+            found = "is missing" if actual is None else f"has {actual} bytes instead of {size}"
+            raise ValueError(f"{file} {found}; {_CONVERT_AGAIN}")

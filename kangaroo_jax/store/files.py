@@ -1,0 +1,101 @@
+"""Files and directories that are written whole or not at all, and JSON that is read with errors worth reading."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def whole_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path`` to fill; it takes that name only when the block ends without an exception.
+
+    Any exception, Ctrl-C included, removes the sibling and leaves what was at ``path`` as it was.
+
+    Args:
+        path: the directory to make; missing parents are made, too.
+        replace: whether an existing ``path`` is replaced; otherwise it is refused before anything is written.
+
+    Raises:
+        ValueError: if ``path`` exists and is not to be replaced.
+    """
+    path = path.absolute()
+    if path.exists() and not replace:
+        raise ValueError(f"{path} exists; remove it or choose another destination")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        staged.chmod(0o777 & ~_umask())  # mkdtemp makes it private; the result should be an ordinary directory.
+        yield staged
+        if path.exists():
+            # A rename cannot replace a directory that has contents: the old one steps aside first.
+            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+            path.rename(aside / path.name)
+            try:
+                staged.rename(path)
+            except BaseException:
+                (aside / path.name).rename(path)
+                raise
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+        else:
+            staged.rename(path)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path`` to write; it replaces ``path`` when the block ends without an exception."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        yield staged
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    """Write a JSON object, indented, whole or not at all."""
+    with whole_file(path) as staged:
+        staged.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, fix: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: the file.
+        fix: what the user can do when it is unreadable; ends the error message.
+
+    Raises:
+        ValueError: if the file is absent, or holds something else than a JSON object.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no {path.name}; {fix}")
+    try:
+        fields = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({first_line(error)}); {fix}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} holds a JSON {type(fields).__name__}, not an object; {fix}")
+    return fields
+
+
+def first_line(error: BaseException, limit: int = 160) -> str:
+    """Return the first line of an error's message, shortened; for quoting a library's error in one of ours."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":. ")
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,175 @@
+"""Checkpoints in Hugging Face's layout: ``config.json`` and safetensors, in one file or in shards with an index."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from kangaroo_jax.model import LlamaConfig
+from kangaroo_jax.store.files import first_line, read_json, whole_file, write_json
+from kangaroo_jax.store.mapping import Params, from_flax, to_flax
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+_STORED = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a safetensors file; ``np.asarray`` reads it, and nothing before.
+
+    Attributes:
+        file: the file.
+        name: the tensor's name in it.
+        shape: extents as stored.
+        dtype: element type as stored.
+        reader: the open file.
+    """
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    reader: Any
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Read the elements from disk."""
+        values = self.reader.get_tensor(self.name)
+        return values if dtype is None else values.astype(dtype)
+
+
+def as_dtype(dtype: Any) -> np.dtype | None:
+    """Return the NumPy dtype of a name or dtype, or None for None.
+
+    Raises:
+        ValueError: if it is not one of float32, bfloat16, float16.
+    """
+    if dtype is None:
+        return None
+    try:
+        kind = np.dtype(DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype)
+    except TypeError:
+        kind = None
+    if kind is None or kind.name not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    return kind
+
+
+def read_config(directory: Path) -> LlamaConfig:
+    """Read ``config.json``; end tokens of ``generation_config.json`` go before it, as they do in transformers.
+
+    Raises:
+        ValueError: if a file is absent where it must not be, is not JSON, or describes another kind of network.
+    """
+    fields = read_json(directory / "config.json", "give the directory of a Llama checkpoint")
+    generation = directory / "generation_config.json"
+    if generation.is_file():
+        eos = read_json(generation, "repair or remove it").get("eos_token_id")
+        fields |= {} if eos is None else {"eos_token_id": eos}
+    try:
+        return LlamaConfig.from_hf(fields)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{directory / 'config.json'} has a value of the wrong type: {first_line(error)}") from error
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error}") from error
+
+
+def read_hf(
+    directory: Path, dtype: Any = None, progress: Callable[[Sequence[Any]], Iterable[Any]] = iter
+) -> tuple[LlamaConfig, Params]:
+    """Read a Llama checkpoint.
+
+    Args:
+        directory: holds ``config.json`` and the safetensors.
+        dtype: of the params; None keeps the checkpoint's.
+        progress: wraps the sequence of tensors while it is read, as ``tqdm`` does.
+
+    Returns:
+        The config, and params of NumPy arrays (ml_dtypes for bfloat16). Tensors are read one at a time: the peak is
+        the model and one tensor.
+
+    Raises:
+        ValueError: if files are absent or damaged, or the tensors do not fit the config (see ``mapping``).
+    """
+    directory, dtype = Path(directory), as_dtype(dtype)
+    config = read_config(directory)
+    tensors = [tensor for file in weight_files(directory) for tensor in stored_tensors(file)]
+    try:
+        return config, to_flax(config, [(tensor.name, tensor) for tensor in tensors], dtype, progress=progress)
+    except SafetensorError as error:
+        raise ValueError(f"{directory}: reading the weights failed ({first_line(error)}); download it again") from error
+
+
+def write_hf(directory: Path, config: LlamaConfig, params: Params, dtype: Any = None) -> None:
+    """Write ``model.safetensors`` and ``config.json``, readable by transformers; other files there stay.
+
+    Args:
+        directory: made when absent.
+        config: the model's config.
+        params: its params, on any device.
+        dtype: of the tensors; None keeps that of the params.
+    """
+    directory = Path(directory)
+    tensors = dict(from_flax(config, params))
+    if (kind := as_dtype(dtype)) is not None:
+        tensors = {name: values.astype(kind) for name, values in tensors.items()}
+    write_safetensors(directory / SINGLE, tensors)
+    stored = next(iter(tensors.values())).dtype.name
+    write_json(directory / "config.json", config.to_hf() | {"torch_dtype": stored})
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """Return the safetensors files of a checkpoint: the single file, or the shards its index names.
+
+    Raises:
+        ValueError: if there are none, or the index is damaged or names a file that is not there.
+    """
+    if (directory / SINGLE).is_file():
+        return [directory / SINGLE]
+    if not (directory / INDEX).is_file():
+        hint = f"{directory} has neither {SINGLE} nor {INDEX}"
+        if next(directory.glob("*.bin"), None):
+            raise ValueError(f"{hint}, only .bin files; save it as safetensors (transformers: model.save_pretrained)")
+        raise ValueError(f"{hint}; give the directory of a Llama checkpoint")
+    index = read_json(directory / INDEX, "download it again")
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, Mapping) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{directory / INDEX} has no weight_map of tensor names to file names; download it again")
+    names = sorted(set(weight_map.values()))
+    if absent := [name for name in names if not (directory / name).is_file()]:
+        raise ValueError(f"{directory} lacks {', '.join(absent)}, named in {INDEX}; download the missing shards")
+    return [directory / name for name in names]
+
+
+def stored_tensors(file: Path) -> list[StoredTensor]:
+    """Return the tensors of a safetensors file without reading their elements.
+
+    Raises:
+        ValueError: if the file is damaged, or a tensor is neither float32, bfloat16 nor float16.
+    """
+    try:
+        reader = safe_open(file, framework="np")
+        slices = [(name, reader.get_slice(name)) for name in reader.keys()]  # noqa: SIM118 - not a dict
+        found = [(name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices]
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{file} is not a complete safetensors file ({first_line(error)}); download or write it again"
+        ) from error
+    if other := [(name, kind) for name, _, kind in found if kind not in _STORED]:
+        name, kind = other[0]
+        raise ValueError(f"{file}: {name} is {kind}; only {', '.join(_STORED)} are read, quantised weights are not")
+    return [StoredTensor(file, name, shape, np.dtype(_STORED[kind]), reader) for name, shape, kind in found]
+
+
+def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write named tensors to one file, whole or not at all."""
+    with whole_file(file) as staged:
+        # transformers refuses files that do not say which framework's layout they have; "pt" is [out, in].
+        save_file(dict(tensors), staged, metadata={"format": "pt"})

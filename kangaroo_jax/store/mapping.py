@@ -1,0 +1,297 @@
+"""One table between the tensors of a Hugging Face Llama checkpoint and this package's params; it reads and it writes.
+
+A row names a tensor and the place it has in the params. Matrices are transposed (torch stores ``[out, in]``), and
+q | k | v and gate | up are column blocks of one fused kernel. Shapes are not in the table: the model's own abstract
+params have them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from kangaroo_jax.model import LlamaConfig, abstract_adapter, abstract_params
+
+Params = dict[str, Any]
+Shape = tuple[int, ...]
+
+
+class Tensor(Protocol):
+    """What ``to_flax`` needs of a tensor; ``np.asarray`` may be what reads it from disk."""
+
+    @property
+    def shape(self) -> Shape:
+        """Extents, in torch's order."""
+
+    @property
+    def dtype(self) -> Any:
+        """Element type, known without reading the elements."""
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Read the elements."""
+
+
+class MappingError(ValueError):
+    """Tensors and model do not fit; ``keys`` has all the names, the message the first few."""
+
+    def __init__(self, problem: str, fix: str, keys: Sequence[str], details: Sequence[str] = ()) -> None:
+        """Compose the message: what is wrong, with which tensors (``details`` say more than ``keys``), and the fix."""
+        shown = list(details or keys)[:6]
+        rest = f" and {len(keys) - len(shown)} more" if len(keys) > len(shown) else ""
+        super().__init__(f"{len(keys)} {problem}: {', '.join(shown)}{rest}; {fix}")
+        self.keys = tuple(keys)
+
+
+class MissingTensors(MappingError):
+    """The model needs tensors that are not there."""
+
+
+class ExtraTensors(MappingError):
+    """There are tensors the model has no place for."""
+
+
+class DuplicateTensors(MappingError):
+    """A tensor occurs more than once."""
+
+
+class MisshapenTensors(MappingError):
+    """Tensors have other shapes than the config implies."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One row of a table.
+
+    Attributes:
+        name: the tensor's name in the checkpoint, ``{i}`` standing for the number of the layer.
+        path: the leaf of the params, in the same notation.
+        transpose: whether the leaf holds the tensor transposed.
+        part: the column block of a fused kernel that the tensor fills, a key of ``column_blocks``; None: all of it.
+    """
+
+    name: str
+    path: str
+    transpose: bool = True
+    part: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The rows for one kind of checkpoint.
+
+    Attributes:
+        rules: one per tensor, or per tensor of every layer.
+        abstract: builds the params' tree with shapes only.
+        ignored: matches names that carry nothing the model reads.
+    """
+
+    rules: tuple[Rule, ...]
+    abstract: Callable[[LlamaConfig], Params]
+    ignored: re.Pattern[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A rule for one layer of one model: ``leaf[:, columns]`` is the tensor, transposed or not."""
+
+    path: str
+    transpose: bool
+    columns: slice
+    shape: Shape
+    leaf_shape: Shape
+
+
+def _attention(name: str, path: str) -> tuple[Rule, ...]:
+    fused = f"{path}self_attn/qkv_proj/kernel"
+    return (
+        Rule(f"{name}input_layernorm.weight", f"{path}input_layernorm/scale", transpose=False),
+        Rule(f"{name}self_attn.q_proj.weight", fused, part="q"),
+        Rule(f"{name}self_attn.k_proj.weight", fused, part="k"),
+        Rule(f"{name}self_attn.v_proj.weight", fused, part="v"),
+        Rule(f"{name}self_attn.o_proj.weight", f"{path}self_attn/o_proj/kernel"),
+    )
+
+
+_INV_FREQ = re.compile(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+_MLP = "model.layers.{i}.mlp."
+
+TARGET = Table(
+    rules=(
+        Rule("model.embed_tokens.weight", "embed_tokens/embedding", transpose=False),
+        *_attention("model.layers.{i}.", "layers_{i}/"),
+        Rule(
+            "model.layers.{i}.post_attention_layernorm.weight",
+            "layers_{i}/post_attention_layernorm/scale",
+            transpose=False,
+        ),
+        Rule(f"{_MLP}gate_proj.weight", "layers_{i}/mlp/gate_up_proj/kernel", part="gate"),
+        Rule(f"{_MLP}up_proj.weight", "layers_{i}/mlp/gate_up_proj/kernel", part="up"),
+        Rule(f"{_MLP}down_proj.weight", "layers_{i}/mlp/down_proj/kernel"),
+        Rule("model.norm.weight", "norm/scale", transpose=False),
+        Rule("lm_head.weight", "lm_head/kernel"),
+    ),
+    abstract=abstract_params,
+    ignored=_INV_FREQ,
+)
+
+ADAPTER = Table(
+    rules=(*_attention("layers.0.", ""), Rule("norm.weight", "norm/scale", transpose=False)),
+    abstract=abstract_adapter,
+    ignored=_INV_FREQ,
+)
+
+
+def column_blocks(config: LlamaConfig) -> dict[str, slice]:
+    """Return where the parts of the fused kernels ``q | k | v`` and ``gate | up`` are."""
+    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    width = config.intermediate_size
+    return {
+        "q": slice(0, q),
+        "k": slice(q, q + kv),
+        "v": slice(q + kv, q + 2 * kv),
+        "gate": slice(0, width),
+        "up": slice(width, 2 * width),
+    }
+
+
+def entries(config: LlamaConfig, table: Table = TARGET) -> dict[str, Entry]:
+    """Expand a table for one model: tensor name -> its entry, in the order of the table.
+
+    Rows whose leaf the model does not have (``lm_head`` of tied embeddings) are left out.
+    """
+    leaves = {path: tuple(leaf.shape) for path, leaf in flatten(table.abstract(config)).items()}
+    blocks = column_blocks(config)
+    expanded = {}
+    for rule in table.rules:
+        for i in range(config.num_hidden_layers) if "{i}" in rule.name else (0,):
+            name, path = rule.name.replace("{i}", str(i)), rule.path.replace("{i}", str(i))
+            if (leaf := leaves.get(path)) is None:
+                continue
+            columns = blocks[rule.part] if rule.part else slice(0, leaf[-1])
+            shape = (*leaf[:-1], columns.stop - columns.start)
+            expanded[name] = Entry(path, rule.transpose, columns, shape[::-1] if rule.transpose else shape, leaf)
+    assert {entry.path for entry in expanded.values()} == set(leaves), "the table does not cover the params"
+    return expanded
+
+
+def to_flax(
+    config: LlamaConfig,
+    tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+    dtype: Any = None,
+    table: Table = TARGET,
+    progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+) -> Params:
+    """Build the params' tree of NumPy arrays from named tensors, each read once and only when all fit.
+
+    Args:
+        config: the model the tensors belong to.
+        tensors: names and tensors; pairs may repeat a name, which is an error that is found.
+        dtype: of the result; None keeps the tensors' own, or float32 where they differ among each other.
+        table: ``TARGET`` or ``ADAPTER``.
+        progress: wraps the sequence of tensors while it is read, as ``tqdm`` does.
+
+    Raises:
+        MissingTensors, ExtraTensors, DuplicateTensors, MisshapenTensors: ValueErrors that name the tensors.
+    """
+    pairs = list(tensors.items()) if isinstance(tensors, Mapping) else list(tensors)
+    pairs = [(name, tensor) for name, tensor in pairs if not table.ignored.fullmatch(name)]
+    pairs = _drop_tied_head(config, pairs)
+    expanded = entries(config, table)
+    check_shapes(
+        {name: entry.shape for name, entry in expanded.items()},
+        [(name, tuple(tensor.shape)) for name, tensor in pairs],
+        fix="are config.json and weights those of one complete Llama checkpoint?",
+    )
+    dtype = common_dtype([tensor.dtype for _, tensor in pairs]) if dtype is None else np.dtype(dtype)
+    leaves: dict[str, np.ndarray] = {}
+    for name, tensor in progress(pairs):
+        entry = expanded[name]
+        if entry.path not in leaves:
+            leaves[entry.path] = np.empty(entry.leaf_shape, dtype)
+        values = np.asarray(tensor)
+        leaves[entry.path][..., entry.columns] = values.T if entry.transpose else values
+    return unflatten(leaves)
+
+
+def from_flax(config: LlamaConfig, params: Params, table: Table = TARGET) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the named tensors of a checkpoint, contiguous, in the dtype the params have; inverse of ``to_flax``.
+
+    Raises:
+        MissingTensors, ExtraTensors, MisshapenTensors: ValueErrors that name the leaves of the params.
+    """
+    leaves = flatten(params)
+    expanded = entries(config, table)
+    check_shapes(
+        {entry.path: entry.leaf_shape for entry in expanded.values()},
+        [(path, tuple(leaf.shape)) for path, leaf in leaves.items()],
+        fix="are these the params of this config?",
+    )
+    for name, entry in expanded.items():
+        block = np.asarray(leaves[entry.path])[..., entry.columns]
+        yield name, np.ascontiguousarray(block.T if entry.transpose else block)
+
+
+def check_shapes(expected: Mapping[str, Shape], found: Iterable[tuple[str, Shape]], fix: str) -> None:
+    """Compare names and shapes; one error per kind of mismatch, duplicates first, then missing, extra, mis-shaped.
+
+    Raises:
+        MissingTensors, ExtraTensors, DuplicateTensors, MisshapenTensors: ValueErrors that name the tensors.
+    """
+    shapes: dict[str, Shape] = {}
+    duplicates: dict[str, None] = {}
+    for name, shape in found:
+        if name in shapes:
+            duplicates[name] = None
+        shapes[name] = shape
+    if duplicates:
+        raise DuplicateTensors(
+            "tensors occur more than once", "remove the file that should not be there", [*duplicates]
+        )
+    if missing := [name for name in expected if name not in shapes]:
+        raise MissingTensors("tensors are missing", fix, missing)
+    if extra := [name for name in shapes if name not in expected]:
+        raise ExtraTensors("tensors have no place in this model", fix, extra)
+    if wrong := [name for name, shape in expected.items() if shapes[name] != shape]:
+        details = [f"{name} is {shapes[name]} instead of {expected[name]}" for name in wrong]
+        raise MisshapenTensors("tensors have another shape than the config implies", fix, wrong, details)
+
+
+def common_dtype(dtypes: Iterable[Any]) -> np.dtype:
+    """Return the one dtype of all, or float32, which holds bfloat16 and float16 exactly."""
+    kinds = {np.dtype(dtype) for dtype in dtypes}
+    return kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return ``{"a/b": leaf}`` of nested dicts."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> Params:
+    """Return the nested dicts of ``{"a/b": leaf}``; inverse of ``flatten``."""
+    tree: Params = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+def _drop_tied_head(config: LlamaConfig, pairs: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    """Leave out a stored copy of the embedding table; a head that differs from it stays, as an extra tensor."""
+    found = dict(pairs)
+    head, table = found.get("lm_head.weight"), found.get("model.embed_tokens.weight")
+    if not config.tie_word_embeddings or head is None or table is None:
+        return pairs
+    if head.shape != table.shape or not np.array_equal(np.asarray(head), np.asarray(table)):
+        return pairs
+    return [(name, tensor) for name, tensor in pairs if name != "lm_head.weight"]

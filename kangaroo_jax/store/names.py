@@ -1,0 +1,66 @@
+"""Names of models: the embedded one, directories, and what was converted into the home folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+EMBEDDED = ("joey",)
+ALIASES = {
+    "vicuna-7b": "lmsys/vicuna-7b-v1.3",
+    "vicuna-13b": "lmsys/vicuna-13b-v1.3",
+    "tinyllama": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+}
+
+
+def home() -> Path:
+    """Return the folder of converted models: ``$KANGAROO_HOME``, by default ``~/.cache/kangaroo_jax``."""
+    return Path(os.environ.get("KANGAROO_HOME") or "~/.cache/kangaroo_jax").expanduser()
+
+
+def embedded(name: str) -> Path:
+    """Return the directory of a model that is shipped inside the package.
+
+    Raises:
+        ValueError: if this installation lacks it.
+    """
+    directory = Path(__file__).resolve().parent.parent / "assets" / name
+    if not (directory / "config.json").is_file():
+        raise ValueError(f"the embedded model {name!r} is missing from {directory}; install kangaroo_jax again")
+    return directory
+
+
+def converted(name: str) -> Path:
+    """Return where the converter puts a model by default: the last part of its name, in the home folder."""
+    return home() / Path(name).name
+
+
+def resolve(name: str | os.PathLike[str]) -> Path:
+    """Return the directory of a model.
+
+    Args:
+        name: the embedded model's name, an existing directory, or an alias, hub id or name in the home folder of a
+            model that has been converted. In this order.
+
+    Raises:
+        ValueError: if there is no such model; the message says what there is and how to get one.
+    """
+    text = os.fspath(name)
+    if text in EMBEDDED:
+        return embedded(text)
+    path = Path(text).expanduser()
+    if text.strip() and path.is_dir():
+        return path
+    if path.is_file():
+        raise ValueError(f"{text!r} is a file; give the directory that holds it")
+    is_name = text.strip() not in ("", ".", "..") and not text.startswith((".", "~", "/")) and text.count("/") <= 1
+    if is_name and converted(text).is_dir():
+        return converted(text)
+    if text in ALIASES or (is_name and text in ALIASES.values()):
+        raise ValueError(f"{text!r} is not in {home()} yet; convert it: python -m convert.hf_to_flax {text}")
+    there = sorted(item.name for item in home().iterdir() if item.is_dir()) if home().is_dir() else []
+    known = dict.fromkeys([*EMBEDDED, *ALIASES, *(item for item in there if not item.startswith("."))])
+    raise ValueError(
+        f"unknown model {text!r}; give one of {', '.join(known)}, an existing directory, "
+        "or convert a hub id first: python -m convert.hf_to_flax OWNER/NAME"
+    )

@@ -1,0 +1,72 @@
+"""Tokenizers of Hugging Face directories: ``tokenizer.json``, or a Llama's ``tokenizer.model`` alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_BYTE_TOKENS = frozenset(f"<0x{byte:02X}>" for byte in range(256))
+
+
+class Tokenizer:
+    """Text to token ids and back, exactly as the checkpoint's own tokenizer does it.
+
+    Attributes:
+        special_ids: ids that stand for no text (BOS, EOS, ...); ``decode`` leaves them out.
+        byte_ids: ids of SentencePiece's byte-fallback pieces; empty for byte-level tokenizers. What such a piece
+            decodes to depends on the bytes around it.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self.special_ids = frozenset(i for i, token in backend.added_tokens_decoder.items() if token.special)
+        self.byte_ids = frozenset(i for token, i in backend.get_vocab().items() if token in _BYTE_TOKENS)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of ``text``, with BOS in front if the checkpoint's tokenizer puts one there."""
+        # verbose=False: text longer than model_max_length is refused, with its reason, by whoever allocates the cache.
+        return list(self._backend(text, verbose=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Return the text of ``ids`` without special tokens; bytes that are not UTF-8 become U+FFFD."""
+        plain = [int(i) for i in ids]  # numpy and JAX scalars are no ints to the backend.
+        return self._backend.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def load_tokenizer(directory: Path | str) -> Tokenizer:
+    """Load the tokenizer of a checkpoint directory; nothing is downloaded.
+
+    Args:
+        directory: holds ``tokenizer.json`` or ``tokenizer.model``, and ``tokenizer_config.json`` where there is one.
+
+    Raises:
+        ValueError: if the directory or its tokenizer files are missing, or cannot be read.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ValueError(f"no directory {directory} to load a tokenizer from; pass the folder of a checkpoint")
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise ValueError(
+            f"{directory} has neither tokenizer.json nor tokenizer.model; copy the checkpoint's tokenizer files there"
+        )
+    try:
+        return Tokenizer(_load_backend(directory))
+    except Exception as error:  # The backend raises bare Exception, ValueError, KeyError, ... for a broken file.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"the tokenizer files in {directory} cannot be read ({reason}); copy them again") from error
+
+
+def _load_backend(directory: Path) -> Any:
+    """Let transformers read the directory; imported here, because the import alone takes seconds."""
+    # Its advice to install torch does not concern us: only its tokenizers are used.
+    logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.getMessage())
+    import transformers
+
+    if any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    # A lone tokenizer.model does not say what it is for: left to guess, transformers drops BOS and the leading space.
+    return transformers.LlamaTokenizer.from_pretrained(directory, local_files_only=True, add_bos_token=True)

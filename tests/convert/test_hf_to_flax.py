@@ -1,0 +1,196 @@
+"""python -m convert.hf_to_flax: what it writes is what read_hf reads; what it refuses leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import jax
+import numpy as np
+import pytest
+
+from convert import hf_to_flax
+from kangaroo_jax.model import KangarooConfig, init_adapter
+from kangaroo_jax.store import home, load_adapter, load_target, read_config, read_hf, save_adapter
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "llama"
+
+
+@pytest.fixture(autouse=True)
+def home_folder(tmp_path, monkeypatch):
+    """A home folder of its own, and no hub."""
+
+    def offline(*args, **kwargs):
+        raise ConnectionError("no route to host\nsecond line")
+
+    monkeypatch.setenv("KANGAROO_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A checkpoint with everything beside its weights."""
+    directory = Path(shutil.copytree(FIXTURES / "gqa", tmp_path / "source" / "tiny"))
+    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"):
+        (directory / name).write_text(name)
+    (directory / "generation_config.json").write_text('{"eos_token_id": [2, 3]}')
+    (directory / "README.md").write_text("not copied")
+    config = read_config(directory)
+    save_adapter(directory / "adapter", config, KangarooConfig(1), init_adapter(config, jax.random.key(0)), {})
+    return directory
+
+
+def failed(capsys, *argv):
+    """Run the command, which must fail with one line; return it."""
+    assert hf_to_flax.main(list(map(str, argv))) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if "tensor" not in line or line.startswith("hf_to_flax")]
+    assert captured.out == "" and len(lines) == 1 and lines[0].startswith("hf_to_flax: "), captured
+    return lines[0]
+
+
+def tree_of(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+@pytest.mark.parametrize("case", ["mha", "gqa", "llama3-old", "tied", "sharded", "wide-heads"])
+def test_converted_equals_read(case, tmp_path):
+    assert hf_to_flax.main([str(FIXTURES / case), "--out", str(tmp_path / "out")]) == 0
+    config, params = read_hf(FIXTURES / case)
+    dtype = jax.tree.leaves(params)[0].dtype
+    converted_config, converted, _ = load_target(tmp_path / "out", dtype)
+    assert converted_config == config
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(converted), params)
+    stored = json.loads((tmp_path / "out" / "params" / "_METADATA").read_text())
+    assert stored["tree_metadata"]
+    assert tree_of(tmp_path) == ["out"]
+
+
+def test_what_is_written_and_said(source, home_folder, capsys):
+    assert hf_to_flax.main([str(source), "--dtype", "float32"]) == 0
+    out = home_folder / "tiny"
+    assert tree_of(home_folder) == ["tiny"]
+    assert tree_of(out) == sorted(
+        ["config.json", "params", "adapter", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
+        + ["chat_template.jinja", "generation_config.json"]
+    )
+    config, params, directory = load_target("tiny")
+    assert directory == out and config.eos_token_id == (2, 3)
+    assert load_adapter(out / "adapter", config)[0] == KangarooConfig(1)
+    captured = capsys.readouterr()
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    rows = dict(line.split(maxsplit=1) for line in captured.out.splitlines()[:5])
+    assert rows == {
+        "tensors": "30",
+        "parameters": f"{count:,}",
+        "bytes": f"{4 * count:,}",
+        "dtype": "float32",
+        "destination": str(out),
+    }
+    assert "python -m kangaroo_jax --model tiny" in captured.out
+    assert "30/30" in captured.err
+
+
+def test_dtype_of_the_source_is_kept(source, tmp_path, capsys):
+    assert hf_to_flax.main([str(source), "--out", str(tmp_path / "my out")]) == 0
+    captured = capsys.readouterr().out
+    assert "bfloat16" in captured and f"--model '{tmp_path / 'my out'}'" in captured
+
+
+def test_an_existing_destination_is_refused_unless_forced(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert hf_to_flax.main([str(source), "--out", str(out)]) == 0
+    capsys.readouterr()
+    (out / "marker").write_text("old")
+    assert "out exists; choose another --out, or replace it with --force" in failed(capsys, source, "--out", out)
+    assert (out / "marker").is_file()
+    assert hf_to_flax.main([str(source), "--out", str(out), "--force"]) == 0
+    assert not (out / "marker").exists()
+    assert tree_of(tmp_path) == ["out", "source"]
+
+
+def test_force_does_not_cost_anything_else(source, tmp_path, capsys):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
+    assert "not a converted directory" in failed(capsys, source, "--out", tmp_path / "thesis", "--force")
+    assert "holds the source" in failed(capsys, source, "--out", source, "--force")
+    assert "holds the source" in failed(capsys, source, "--out", source.parent, "--force")
+    assert "not a converted directory" in failed(capsys, source, "--out", source / "config.json", "--force")
+    assert (tmp_path / "thesis" / "chapter1.txt").is_file()
+    read_hf(source)
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (OSError("No space left on device"), 2)])
+@pytest.mark.parametrize("old", [False, True], ids=["new", "replacing"])
+def test_a_failure_in_the_middle_leaves_things_as_they_were(source, tmp_path, monkeypatch, capsys, error, status, old):
+    out = tmp_path / "there" / "out"
+    argv = [str(source), "--out", str(out), "--force"]
+    if old:
+        assert hf_to_flax.main(argv) == 0
+        before = tree_of(out)
+
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(hf_to_flax.shutil, "copytree", fail)
+    assert hf_to_flax.main(argv) == status
+    assert tree_of(tmp_path / "there") == (["out"] if old else [])
+    if old:
+        assert tree_of(out) == before
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_unusable_sources(source, tmp_path, capsys):
+    out = ("--out", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    assert "empty has no config.json" in failed(capsys, tmp_path / "empty", *out)
+    assert "no directory '/no/such/model'; give an existing" in failed(capsys, "/no/such/model", *out)
+    assert "is a file; give the directory" in failed(capsys, source / "config.json", *out)
+    assert "no directory 'kangaru'; give an existing directory, a hub id" in failed(capsys, "kangaru", *out)
+    assert "no directory ''" in failed(capsys, "", *out)
+    weights = source / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "not a complete safetensors file" in failed(capsys, source, *out)
+    shutil.copyfile(FIXTURES / "tied" / "model.safetensors", weights)
+    assert "1 tensors are missing: lm_head.weight" in failed(capsys, source, *out)
+    (source / "config.json").write_text('{"model_type": "gpt2"}')
+    assert "model_type = 'gpt2'" in failed(capsys, source, *out)
+    assert tree_of(tmp_path) == ["empty", "source"]
+
+
+def test_a_converted_directory_is_not_converted_again(source, tmp_path, capsys):
+    assert hf_to_flax.main([str(source), "--out", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    assert "out is converted already" in failed(capsys, tmp_path / "out", "--out", tmp_path / "again")
+
+
+@pytest.mark.parametrize(("name", "hub_id"), [("vicuna-7b", "lmsys/vicuna-7b-v1.3"), ("me/mine", "me/mine")])
+def test_aliases_and_hub_ids_are_downloaded(name, hub_id, source, home_folder, monkeypatch, capsys):
+    line = failed(capsys, name)
+    assert (
+        f"no directory '{hub_id}', and downloading it from the hub failed (ConnectionError: no route to host)" in line
+    )
+    assert "either check name, network" in line and "or fetch the files elsewhere and give their directory" in line
+    assert not home().exists()
+    asked = []
+
+    def download(repo_id, allow_patterns):
+        asked.append((repo_id, allow_patterns))
+        return str(source)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert hf_to_flax.main([name]) == 0
+    assert [repo_id for repo_id, _ in asked] == [hub_id]
+    assert {"*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer.json"} <= set(asked[0][1])
+    assert tree_of(home_folder) == [Path(name).name]
+    assert load_target(name)[2] == home_folder / Path(name).name
+
+
+def test_an_unknown_dtype_is_refused_by_the_parser(source, capsys):
+    with pytest.raises(SystemExit) as caught:
+        hf_to_flax.main([str(source), "--dtype", "int4"])
+    assert caught.value.code == 2
+    assert "invalid choice: 'int4'" in capsys.readouterr().err

@@ -1,0 +1,144 @@
+"""The table reads and writes: round trips are bit-equal, and tensors that do not fit are four different errors."""
+
+from __future__ import annotations
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from kangaroo_jax.model import LlamaConfig, abstract_params
+from kangaroo_jax.store.mapping import (
+    ADAPTER,
+    TARGET,
+    DuplicateTensors,
+    ExtraTensors,
+    MisshapenTensors,
+    MissingTensors,
+    entries,
+    flatten,
+    from_flax,
+    to_flax,
+)
+
+# No two extents are equal, so that a swapped axis cannot go unnoticed.
+GQA = LlamaConfig(31, 23, 29, 2, 6, 3, 2)
+TIED = LlamaConfig(31, 23, 29, 1, 5, 5, 4, tie_word_embeddings=True)
+
+
+def random_tensors(config, table=TARGET, dtype=np.float32):
+    """Named random tensors of the shapes that torch would store."""
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=entry.shape).astype(dtype) for name, entry in entries(config, table).items()}
+
+
+@pytest.mark.parametrize("config", [GQA, TIED], ids=["gqa", "tied"])
+@pytest.mark.parametrize("table", [TARGET, ADAPTER], ids=["target", "adapter"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_there_and_back_is_bit_equal(config, table, dtype):
+    tensors = random_tensors(config, table, dtype)
+    params = to_flax(config, tensors, table=table)
+    assert jax.tree.map(lambda leaf: tuple(leaf.shape), params) == jax.tree.map(
+        lambda leaf: tuple(leaf.shape), table.abstract(config)
+    )
+    back = dict(from_flax(config, params, table))
+    assert list(back) == list(tensors)
+    for name, values in tensors.items():
+        assert back[name].dtype == dtype and back[name].flags.c_contiguous
+        np.testing.assert_array_equal(back[name], values)
+
+
+def test_every_tensor_lands_where_the_model_reads_it():
+    tensors = random_tensors(GQA)
+    params = to_flax(GQA, tensors)
+    layer, name = params["layers_1"], "model.layers.1."
+    qkv = [tensors[f"{name}self_attn.{part}_proj.weight"].T for part in "qkv"]
+    np.testing.assert_array_equal(layer["self_attn"]["qkv_proj"]["kernel"], np.concatenate(qkv, axis=1))
+    np.testing.assert_array_equal(layer["self_attn"]["o_proj"]["kernel"], tensors[f"{name}self_attn.o_proj.weight"].T)
+    gate_up = [tensors[f"{name}mlp.{part}_proj.weight"].T for part in ("gate", "up")]
+    np.testing.assert_array_equal(layer["mlp"]["gate_up_proj"]["kernel"], np.concatenate(gate_up, axis=1))
+    np.testing.assert_array_equal(layer["mlp"]["down_proj"]["kernel"], tensors[f"{name}mlp.down_proj.weight"].T)
+    np.testing.assert_array_equal(layer["input_layernorm"]["scale"], tensors[f"{name}input_layernorm.weight"])
+    norm = tensors[f"{name}post_attention_layernorm.weight"]
+    np.testing.assert_array_equal(layer["post_attention_layernorm"]["scale"], norm)
+    np.testing.assert_array_equal(params["embed_tokens"]["embedding"], tensors["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(params["lm_head"]["kernel"], tensors["lm_head.weight"].T)
+
+
+def test_the_adapter_has_the_names_of_its_authors():
+    attention = {f"layers.0.self_attn.{part}_proj.weight" for part in "qkvo"}
+    assert set(entries(GQA, ADAPTER)) == attention | {"norm.weight", "layers.0.input_layernorm.weight"}
+
+
+def test_missing_tensors_are_listed():
+    tensors = random_tensors(GQA)
+    del tensors["model.layers.1.self_attn.k_proj.weight"], tensors["model.norm.weight"]
+    with pytest.raises(MissingTensors, match=r"^2 tensors are missing: .*k_proj.weight, model.norm.weight;") as caught:
+        to_flax(GQA, tensors)
+    assert caught.value.keys == ("model.layers.1.self_attn.k_proj.weight", "model.norm.weight")
+
+
+def test_extra_tensors_are_listed():
+    tensors = random_tensors(GQA) | {"model.layers.2.mlp.gate_proj.bias": np.zeros(29)}
+    with pytest.raises(ExtraTensors, match=r"no place in this model: model.layers.2.mlp.gate_proj.bias;"):
+        to_flax(GQA, tensors)
+
+
+def test_duplicate_tensors_are_listed():
+    pairs = [*random_tensors(GQA).items(), ("lm_head.weight", np.zeros((31, 23)))]
+    with pytest.raises(DuplicateTensors, match=r"more than once: lm_head.weight;"):
+        to_flax(GQA, pairs)
+
+
+def test_misshapen_tensors_are_listed_with_both_shapes():
+    tensors = random_tensors(GQA)
+    tensors["model.layers.0.self_attn.q_proj.weight"] = np.zeros((23, 12))
+    with pytest.raises(MisshapenTensors, match=r"q_proj.weight is \(23, 12\) instead of \(12, 23\);"):
+        to_flax(GQA, tensors)
+
+
+def test_a_long_list_is_shortened_in_the_message_only():
+    with pytest.raises(MissingTensors, match=r"^21 tensors .* and 15 more;") as caught:
+        to_flax(GQA, {})
+    assert len(caught.value.keys) == len(entries(GQA)) == 21
+    assert "\n" not in str(caught.value)
+
+
+def test_all_four_are_value_errors():
+    assert all(issubclass(e, ValueError) for e in (MissingTensors, ExtraTensors, DuplicateTensors, MisshapenTensors))
+
+
+def test_rotary_tables_of_old_checkpoints_are_ignored():
+    tensors = random_tensors(GQA)
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(1)}
+    np.testing.assert_equal(to_flax(GQA, tensors | extra), to_flax(GQA, tensors))
+
+
+def test_a_stored_copy_of_tied_embeddings_is_ignored_and_another_head_is_refused():
+    tensors = random_tensors(TIED)
+    table = tensors["model.embed_tokens.weight"]
+    assert "lm_head" not in to_flax(TIED, tensors | {"lm_head.weight": table.copy()})
+    with pytest.raises(ExtraTensors, match=r"lm_head.weight"):
+        to_flax(TIED, tensors | {"lm_head.weight": table + 1})
+
+
+def test_dtypes_that_differ_become_float32_and_an_asked_one_is_given():
+    tensors = random_tensors(GQA, dtype=ml_dtypes.bfloat16)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.float32)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(to_flax(GQA, tensors))} == {"float32"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(to_flax(GQA, tensors, "bfloat16"))} == {"bfloat16"}
+
+
+def test_params_of_another_model_are_not_written():
+    params = to_flax(GQA, random_tensors(GQA))
+    with pytest.raises(MissingTensors, match="embed_tokens/embedding"):
+        dict(from_flax(GQA, {name: leaf for name, leaf in params.items() if name != "embed_tokens"}))
+    with pytest.raises(ExtraTensors, match="lm_head/kernel"):
+        dict(from_flax(LlamaConfig(31, 23, 29, 2, 6, 3, 2, tie_word_embeddings=True), params))
+    with pytest.raises(MisshapenTensors, match=r"gate_up_proj/kernel is \(23, 58\) instead of \(23, 62\)"):
+        dict(from_flax(LlamaConfig(31, 23, 31, 2, 6, 3, 2), params))
+
+
+def test_the_table_covers_every_leaf_of_the_model():
+    paths = {entry.path for entry in entries(GQA).values()}
+    assert paths == set(flatten(abstract_params(GQA)))

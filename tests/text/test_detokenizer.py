@@ -1,0 +1,135 @@
+"""Streamed pieces add up to what decoding everything at once gives, and never hold half a character."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
+from transformers import PreTrainedTokenizerFast
+
+from kangaroo_jax.text import Detokenizer, Tokenizer, load_tokenizer
+from train.tokenizer import write_byte_tokenizer
+
+WORDS = ["\u2581", "\u2581hop", "hop", "\u2581\u2581", "a", "\u2581a", "\u00e9", "ha", "\ufffd"]
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    directory = tmp_path_factory.mktemp("bytes")
+    write_byte_tokenizer(directory)
+    return load_tokenizer(directory)
+
+
+@pytest.fixture(scope="module")
+def byte_fallback(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Return a tokenizer of Llama's kind: words with their space in front, bytes for all else, first space dropped."""
+    specials = ["<unk>", "<s>", "</s>"]
+    pieces = specials + [f"<0x{byte:02X}>" for byte in range(256)] + WORDS
+    model = models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], byte_fallback=True)
+    backend = Backend(model)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
+    directory: Path = tmp_path_factory.mktemp("fallback")
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(directory)
+    return load_tokenizer(directory)
+
+
+def stream(tokenizer: Tokenizer, prompt: list[int], blocks: list[list[int]]) -> list[str]:
+    detokenizer = Detokenizer(tokenizer, prompt)
+    return [detokenizer.push(block) for block in blocks] + [detokenizer.finish()]
+
+
+def continuation(tokenizer: Tokenizer, prompt: list[int], ids: list[int]) -> str:
+    before, whole = tokenizer.decode(prompt), tokenizer.decode(prompt + ids)
+    return whole[len(os.path.commonprefix([before, whole])) :]  # noqa: RUF071
+
+
+def split(ids: list[int], cuts: list[int]) -> list[list[int]]:
+    bounds = [0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]
+    return [ids[start:stop] for start, stop in itertools.pairwise(bounds)]
+
+
+CUTS = st.lists(st.integers(0, 40), max_size=20)
+
+
+@given(prompt=st.text(max_size=10), text=st.text(max_size=40), cuts=CUTS)
+def test_text_comes_back_in_whole_characters(byte_level: Tokenizer, prompt: str, text: str, cuts: list[int]) -> None:
+    ids = [3 + byte for byte in text.encode()]
+    pieces = stream(byte_level, byte_level.encode(prompt), split(ids, cuts))
+    assert "".join(pieces) == text
+    assert "".join(pieces).count("\ufffd") == text.count("\ufffd")
+    # Nothing is held back longer than it must be: after each block all whole characters are out.
+    done = b""
+    for block, shown in zip(split(ids, cuts), _running(pieces), strict=False):
+        done += bytes(i - 3 for i in block)
+        assert shown.rstrip("\ufffd") == done.decode(errors="ignore").rstrip("\ufffd")
+
+
+def _running(pieces: list[str]) -> list[str]:
+    return ["".join(pieces[: count + 1]) for count in range(len(pieces))]
+
+
+@given(prompt=st.lists(st.integers(0, 258), max_size=6), ids=st.lists(st.integers(0, 258), max_size=40), cuts=CUTS)
+def test_any_bytes_and_special_tokens(
+    byte_level: Tokenizer, prompt: list[int], ids: list[int], cuts: list[int]
+) -> None:
+    assert "".join(stream(byte_level, prompt, split(ids, cuts))) == continuation(byte_level, prompt, ids)
+
+
+# Mostly words and specials; the bytes are those of "é漢🦘" and two that are never UTF-8.
+FALLBACK_IDS = st.sampled_from(
+    [*range(3), *range(259, 259 + len(WORDS)), *(3 + byte for byte in "é漢🦘".encode()), 3 + 0xFF, 3 + 0xC0]
+)
+
+
+HAN = [3 + byte for byte in "漢".encode()]
+
+
+@given(prompt=st.lists(FALLBACK_IDS, max_size=6), ids=st.lists(FALLBACK_IDS, max_size=40), cuts=CUTS)
+@example(prompt=[1], ids=[*HAN, 3 + 0xFF], cuts=[3])  # A whole character, until a byte follows that spoils the run.
+@example(prompt=[1], ids=[*HAN[:2], 2, HAN[2], 2, 3 + 0xFF], cuts=[5])  # Special tokens do not end the run.
+@example(prompt=[1], ids=[259, 260, 260, 259, 260], cuts=[1, 2, 3, 4])  # Spaces at the start of every window.
+def test_byte_fallback_and_dropped_spaces(
+    byte_fallback: Tokenizer, prompt: list[int], ids: list[int], cuts: list[int]
+) -> None:
+    assert "".join(stream(byte_fallback, prompt, split(ids, cuts))) == continuation(byte_fallback, prompt, ids)
+
+
+def test_half_a_character_is_held_back(byte_level: Tokenizer) -> None:
+    ids = [3 + byte for byte in b"a\xc3\xa9\xffb"]
+    assert stream(byte_level, [1], [[i] for i in ids]) == ["a", "", "é", "", "\ufffdb", ""]
+
+
+def test_unfinished_character_comes_out_at_the_end(byte_level: Tokenizer) -> None:
+    assert stream(byte_level, [1], [[3 + ord("a"), 3 + 0xE6, 3 + 0xBC]]) == ["a", "\ufffd"]
+
+
+def test_prompt_that_ends_inside_a_character(byte_level: Tokenizer) -> None:
+    assert stream(byte_level, [1, 3 + ord("a"), 3 + 0xC3], [[3 + 0xA9], [3 + ord("b")]]) == ["é", "b", ""]
+
+
+def test_window_stays_short(byte_level: Tokenizer) -> None:
+    decoded: list[int] = []
+
+    class Counting(Tokenizer):
+        def __init__(self) -> None:
+            self.special_ids, self.byte_ids = byte_level.special_ids, byte_level.byte_ids
+
+        def decode(self, ids: list[int]) -> str:  # type: ignore[override]
+            decoded.append(len(ids))
+            return byte_level.decode(ids)
+
+    detokenizer = Detokenizer(Counting(), [1] + [3 + ord("p")] * 50)
+    for _ in range(100):
+        detokenizer.push([3 + ord("x")])
+    assert max(decoded[6:]) <= 2

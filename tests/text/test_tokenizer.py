@@ -1,0 +1,130 @@
+"""Loading tokenizers: a lone SentencePiece model, a tokenizer.json, and directories that have neither."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from kangaroo_jax.text import load_tokenizer
+from train.tokenizer import write_byte_tokenizer
+
+LLAMA_TOKENIZER_CONFIG = {
+    "tokenizer_class": "LlamaTokenizer",
+    "add_bos_token": True,
+    "add_eos_token": False,
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+}
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a small model with Llama's settings: BPE, byte fallback, ids 0, 1, 2 = <unk>, <s>, </s>."""
+    path = tmp_path_factory.mktemp("sentencepiece") / "tokenizer.model"
+    text = ["the kangaroo jumps over the lazy dog", "a user and an assistant", "what is the answer to this question"]
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(text * 3),
+            model_writer=file,
+            vocab_size=320,
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+    return path
+
+
+@pytest.fixture(params=["tokenizer.model alone", "with tokenizer_config.json"])
+def llama_directory(request: pytest.FixtureRequest, sentencepiece_model: Path, tmp_path: Path) -> Path:
+    """Return a directory as Vicuna's: no tokenizer.json, the config of a Llama beside the model."""
+    shutil.copy(sentencepiece_model, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 320}))
+    if "tokenizer_config" in request.param:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(LLAMA_TOKENIZER_CONFIG))
+    return tmp_path
+
+
+@pytest.mark.parametrize("text", ["the user jumps", "A chat: what is this?", "kangaroo\nis é 漢 🦘", "x  y "])
+def test_sentencepiece_model_is_read_as_sentencepiece_does(
+    llama_directory: Path, sentencepiece_model: Path, text: str
+) -> None:
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model))
+    tokenizer = load_tokenizer(llama_directory)
+    ids = tokenizer.encode(text)
+    assert ids == [1, *reference.encode(text)]
+    assert tokenizer.decode(ids) == text
+
+
+def test_special_and_byte_ids(llama_directory: Path) -> None:
+    tokenizer = load_tokenizer(llama_directory)
+    assert tokenizer.special_ids == {0, 1, 2}
+    assert tokenizer.byte_ids == set(range(3, 259))
+
+
+def test_decode_leaves_special_tokens_out_and_takes_arrays(tmp_path: Path) -> None:
+    write_byte_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.decode(np.array([1, 3 + ord("h"), 3 + ord("i"), 2], np.int32)) == "hi"
+    assert tokenizer.decode([]) == ""
+
+
+def test_text_longer_than_the_model_is_encoded_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_byte_tokenizer(tmp_path, model_max_length=7)
+    with caplog.at_level(logging.WARNING):
+        assert len(load_tokenizer(tmp_path).encode("a" * 11)) == 12
+    assert not caplog.records
+    assert capfd.readouterr().err == ""
+
+
+def test_missing_directory(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no directory .*nowhere"):
+        load_tokenizer(tmp_path / "nowhere")
+
+
+def test_directory_without_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"neither tokenizer\.json nor tokenizer\.model; copy") as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
+def test_truncated_tokenizer(tmp_path: Path, sentencepiece_model: Path, name: str) -> None:
+    write_byte_tokenizer(tmp_path / "whole")
+    source = tmp_path / "whole" / name if name == "tokenizer.json" else sentencepiece_model
+    (tmp_path / name).write_bytes(source.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be read") as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+LOAD_WITHOUT_TORCH = """
+import importlib.util, sys
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "torch" else find_spec(name, package)
+from kangaroo_jax.text import load_tokenizer
+load_tokenizer(sys.argv[1]).encode("a")
+import transformers
+assert not transformers.is_torch_available()
+"""
+
+
+def test_loading_prints_nothing(tmp_path: Path) -> None:
+    """On import transformers advises to install torch; a fresh interpreter shows whether that is kept away."""
+    write_byte_tokenizer(tmp_path)
+    command = [sys.executable, "-c", LOAD_WITHOUT_TORCH, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

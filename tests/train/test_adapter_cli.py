@@ -1,0 +1,182 @@
+"""``python -m train.adapter`` from a directory on disk to an adapter that loads, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import train.adapter
+from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter
+from kangaroo_jax.store import load_adapter, save_adapter, write_hf
+from train.adapter import main
+from train.options import build_parser, make_optimizer
+from train.tokenizer import write_byte_tokenizer
+
+
+@pytest.fixture
+def model(tmp_path: Path, tiny_config: LlamaConfig, tiny_params: dict) -> Path:
+    """A Hugging Face directory of the tiny target."""
+    directory = tmp_path / "tiny"
+    write_hf(directory, tiny_config, tiny_params, "float32")
+    write_byte_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture
+def command(model: Path, text_folder: Path) -> list[str]:
+    """A run of six steps."""
+    numbers = "--exit-layer 1 --steps 6 --warmup 1 --batch-size 3 --length 31 --learning-rate 0.003 --eval-every 3"
+    return ["--model", str(model), "--data", str(text_folder), *numbers.split()]
+
+
+def adapter_of(model: Path, config: LlamaConfig) -> tuple[KangarooConfig, list[np.ndarray], dict[str, Any]]:
+    draft, params = load_adapter(model / "adapter", config, "float32")
+    record = json.loads((model / "adapter" / "adapter_config.json").read_text())
+    return draft, [np.array(leaf) for leaf in jax.tree.leaves(params)], record["training"]
+
+
+def test_a_run_ends_in_an_adapter_that_loads(
+    model: Path, command: list[str], tiny_config: LlamaConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*command, "--gamma", "5", "--eta", "0.3"])
+    draft, leaves, record = adapter_of(model, tiny_config)
+    assert draft == KangarooConfig(exit_layer=1, gamma=5, eta=0.3)
+    start = jax.tree.leaves(init_adapter(tiny_config, jax.random.key(0)))
+    assert all(np.abs(leaf - np.asarray(old)).max() > 1e-4 for leaf, old in zip(leaves, start, strict=True))
+    assert record["steps"] == 6 and record["tokens"] == 6 * 3 * 31
+    assert record["data"] == ["text"] and record["seed"] == 0
+    for name in ("loss", "top1", "acceptance"):
+        assert record[name] >= 0 and record[f"held_out_{name}"] >= 0
+    assert f"written to {model / 'adapter'}" in capsys.readouterr().out
+    # Done already: the same command writes the same adapter again, and trains nothing.
+    shutil.rmtree(model / "adapter")
+    main([*command, "--gamma", "5", "--eta", "0.3"])
+    assert all((a == b).all() for a, b in zip(leaves, adapter_of(model, tiny_config)[1], strict=True))
+
+
+def test_a_stopped_run_resumes_to_the_same_adapter(
+    model: Path,
+    command: list[str],
+    tiny_config: LlamaConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main([*command, "--out", str(model.parent / "whole")])
+    real = train.adapter.window_batch
+
+    def stopping(texts: Any, rows: int, length: int, seed: Any) -> dict[str, np.ndarray]:
+        if tuple(seed) == (0, 3):
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(texts, rows, length, seed)
+
+    monkeypatch.setattr(train.adapter, "window_batch", stopping)
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    monkeypatch.undo()
+    assert stopped.value.code == 130 and not (model / "adapter").exists()
+    assert "the same command goes on" in capsys.readouterr().err
+    assert (model / "adapter-training" / "checkpoints" / "4").is_dir()
+    main(command)
+    _, parts, record = adapter_of(model, tiny_config)
+    whole = jax.tree.leaves(load_adapter(model.parent / "whole", tiny_config, "float32")[1])
+    assert all((a == np.asarray(b)).all() for a, b in zip(parts, whole, strict=True))
+    assert record["steps"] == 6
+
+
+def refusal(argv: list[str]) -> str:
+    """Return the one line that a refused command prints."""
+    with pytest.raises(SystemExit) as refused:
+        main(argv)
+    message = str(refused.value.code)
+    assert message.startswith("error: ") and "\n" not in message
+    return message
+
+
+def test_another_run_is_not_resumed(
+    model: Path, command: list[str], tiny_config: LlamaConfig, tiny_params: dict
+) -> None:
+    main(command)
+    training = str(model / "adapter-training")
+    message = refusal([*command, "--exit-layer", "2"])
+    assert training in message and "exit_layer 1, not 2" in message and "another --out" in message
+    assert "learning_rate 0.003, not 0.1" in refusal([*command, "--learning-rate", "0.1"])
+    # Other weights of the same shape.
+    write_hf(model, tiny_config, jax.tree.map(lambda x: x * 1.5, tiny_params), "float32")
+    assert "target_weights" in refusal(command)
+    wider = dataclasses.replace(tiny_config, rope_theta=500.0)
+    write_hf(model, wider, tiny_params, "float32")
+    assert "holds a run with target " in refusal(command)
+
+
+def test_a_warm_start_begins_with_the_given_adapter(model: Path, command: list[str], tiny_config: LlamaConfig) -> None:
+    given = init_adapter(tiny_config, jax.random.key(77))
+    warm = model.parent / "warm"
+    save_adapter(warm, tiny_config, KangarooConfig(1), given, {})
+    main([*command, "--init-adapter", str(warm), "--steps", "1", "--warmup", "0", "--learning-rate", "1e-9"])
+    _, leaves, _ = adapter_of(model, tiny_config)
+    for leaf, expected in zip(leaves, jax.tree.leaves(given), strict=True):
+        np.testing.assert_allclose(leaf, expected, atol=1e-7)
+    out = ["--out", str(model.parent / "other")]
+    message = refusal([*command, *out, "--init-adapter", str(warm), "--exit-layer", "2"])
+    assert "is for exit layer 1, not 2" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--exit-layer 3", "--exit-layer is 3; the target has 3 layers"),
+        ("--exit-layer 0", "--exit-layer is 0; it must be at least 1"),
+        ("--length 68", "--length is 68; the target has 67 positions"),
+        ("--length 1", "--length is 1; it must be at least 2"),
+        ("--steps 0 --warmup 0", "--steps is 0"),
+        ("--warmup 6", "--warmup is 6; it must be from 0 to below --steps (6)"),
+        ("--batch-size 0", "--batch-size is 0"),
+        ("--learning-rate -1", "--learning-rate is -1.0; it must be above 0"),
+        ("--betas 0.9 1", "--betas is [0.9, 1.0]"),
+        ("--eta -0.1", "--eta is -0.1"),
+        ("--gamma 0", "--gamma is 0"),
+        ("--model nobody", "unknown model 'nobody'"),
+        ("--data missing.txt", "--data missing.txt does not exist"),
+        ("--init-adapter missing", "missing"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(options: str, message: str, model: Path, command: list[str]) -> None:
+    assert message in refusal([*command, *options.split()])
+    assert not (model / "adapter").exists() and not (model / "adapter-training").exists()
+
+
+def test_data_and_a_free_destination_are_needed(model: Path, command: list[str], text_folder: Path) -> None:
+    assert "--data is missing" in refusal(["--model", str(model), "--length", "31"])
+    assert "holds something else than an adapter" in refusal([*command, "--out", str(text_folder)])
+
+
+def test_the_rate_rises_then_falls_to_zero() -> None:
+    """AdamW's first update of a parameter is the learning rate: seen through gradients of 1."""
+    options = "--steps 10 --warmup 4 --learning-rate 2 --weight-decay 0 --betas 0 0"
+    args = build_parser().parse_args(["--model", "x", *options.split()])
+    optimizer = make_optimizer(args)
+    params = {"w": np.float32(0)}
+    state, rates = optimizer.init(params), []
+    for _ in range(11):
+        updates, state = optimizer.update({"w": np.float32(100)}, state, params)
+        rates.append(-float(updates["w"]))
+    assert rates == pytest.approx([0.5, 1, 1.5, 2, 2, 5 / 3, 4 / 3, 1, 2 / 3, 1 / 3, 0], abs=1e-5)
+
+
+def test_help_names_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["--help"])
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    for action in build_parser()._actions[1:]:
+        assert action.option_strings[0] in text and action.help
+        assert action.required or "default" in action.help, action.option_strings

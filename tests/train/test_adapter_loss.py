@@ -1,0 +1,100 @@
+"""The adapter's loss against the formula written out in numpy, and what is differentiated."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kangaroo_jax.model import LlamaConfig, embed, forward, head, init_adapter, run_adapter, run_layers
+from train.loss import distillation_loss, distillation_sums
+from train.step import init_state, make_eval_step, make_train_step, split_devices
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def batch_of(config: LlamaConfig, rows: int = 3, length: int = 11, seed: int = 0) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, config.vocab_size, (rows, length)).astype(np.int32)
+    mask = rng.random((rows, length)) < 0.7
+    mask[1] = False  # A row without a single position that counts.
+    return {"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask)}
+
+
+def test_sums_equal_the_formula() -> None:
+    rng = np.random.default_rng(1)
+    teacher, student = rng.normal(size=(2, 5, 13)) * 3, rng.normal(size=(2, 5, 13)) * 3
+    student[0, 0] = teacher[0, 0] + 2.5  # Same distribution: top-1 agrees, acceptance is 1.
+    mask = np.array([[1, 0, 1, 1, 0], [0, 1, 1, 0, 1]], bool)
+    expected = dict.fromkeys(("loss", "top1", "acceptance", "tokens"), 0.0)
+    for row, at in zip(*np.nonzero(mask), strict=True):
+        p, q = softmax(teacher[row, at]), softmax(student[row, at])
+        expected["loss"] -= sum(p[v] * np.log(q[v]) for v in range(13))
+        expected["top1"] += p.argmax() == q.argmax()
+        expected["acceptance"] += sum(min(p[v], q[v]) for v in range(13))
+        expected["tokens"] += 1
+    total, sums = distillation_sums(jnp.asarray(teacher), jnp.asarray(student), jnp.asarray(mask))
+    assert {name: float(value) for name, value in sums.items()} == pytest.approx(expected, rel=1e-5)
+    assert float(total) == float(sums["loss"])
+
+
+def test_both_sides_come_from_the_right_layers(tiny_config: LlamaConfig, tiny_params: dict) -> None:
+    batch = batch_of(tiny_config)
+    adapter = init_adapter(tiny_config, jax.random.key(1))
+    _, sums = distillation_loss(tiny_config, 1)(adapter, tiny_params, batch)
+    positions = jnp.broadcast_to(jnp.arange(11), (3, 11))
+    hidden, _ = run_layers(tiny_config, tiny_params, embed(tiny_params, batch["tokens"]), positions, None, 0, 1)
+    student = head(tiny_params, run_adapter(tiny_config, adapter, hidden, positions, None)[0])
+    _, expected = distillation_sums(forward(tiny_config, tiny_params, batch["tokens"]), student, batch["mask"])
+    for name, value in expected.items():
+        assert float(sums[name]) == pytest.approx(float(value), rel=1e-5), name
+
+
+def test_masked_positions_and_empty_batches_change_nothing(tiny_config: LlamaConfig, tiny_params: dict) -> None:
+    loss = distillation_loss(tiny_config, 2)
+    adapter = init_adapter(tiny_config, jax.random.key(1))
+    batch = batch_of(tiny_config)
+    changed = batch | {"tokens": batch["tokens"].at[1].add(-1) % tiny_config.vocab_size}
+    assert loss(adapter, tiny_params, batch)[0] == loss(adapter, tiny_params, changed)[0]
+    nothing = batch | {"mask": jnp.zeros_like(batch["mask"])}
+    step = make_train_step(loss, optax.sgd(0.1))
+    before = jax.tree.map(np.array, adapter)  # A copy: the step consumes its state.
+    state, means = step(init_state(adapter, optax.sgd(0.1)), tiny_params, split_devices(nothing, 1))
+    assert float(means["loss"]) == 0.0
+    assert all(bool((a == b).all()) for a, b in zip(*map(jax.tree.leaves, (state.params, before)), strict=True))
+
+
+def test_only_the_adapter_is_differentiated(tiny_config: LlamaConfig, tiny_params: dict) -> None:
+    loss = distillation_loss(tiny_config, 2)
+    adapter = init_adapter(tiny_config, jax.random.key(1))
+    of_adapter, of_target = jax.grad(loss, argnums=(0, 1), has_aux=True)(adapter, tiny_params, batch_of(tiny_config))[0]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(of_adapter):
+        assert float(jnp.abs(leaf).max()) > 0, path
+    # The head is the student's, too, and passes gradients on; everything else of the target gets none.
+    for path, leaf in jax.tree_util.tree_leaves_with_path(of_target):
+        assert (float(jnp.abs(leaf).max()) > 0) == ("lm_head" in jax.tree_util.keystr(path)), path
+
+
+def test_training_lowers_the_loss_and_raises_agreement(tiny_config: LlamaConfig, tiny_params: dict) -> None:
+    loss = distillation_loss(tiny_config, 2)
+    optimizer = optax.adam(0.01)
+    step, evaluate = make_train_step(loss, optimizer), make_eval_step(loss)
+    held = split_devices(batch_of(tiny_config, 8, 23, seed=99), 1)
+
+    def figures(params: dict) -> dict[str, float]:
+        sums = evaluate(params, tiny_params, held)
+        return {name: float(value / sums["tokens"]) for name, value in sums.items()}
+
+    state = init_state(init_adapter(tiny_config, jax.random.key(1)), optimizer)
+    before = figures(state.params)
+    for seed in range(80):
+        state, _ = step(state, tiny_params, split_devices(batch_of(tiny_config, 8, 23, seed), 1))
+    after = figures(state.params)
+    assert after["loss"] < before["loss"] - 0.1
+    assert after["top1"] > 2 * before["top1"]
+    assert after["acceptance"] > before["acceptance"] + 0.08

@@ -1,0 +1,50 @@
+"""Draw prompts from the held-out files of the standard library, at random and without looking at them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+from train.corpus import SourceFile, split_sources, standard_library
+
+
+def draw_prompts(files: list[SourceFile], count: int, size: int, seed: int) -> list[dict[str, str]]:
+    """Return ``count`` prompts of at most ``size`` bytes, each from another file, cut at line ends.
+
+    A file is drawn with equal chance, then a line of it; files too short for half a prompt are passed over. A prompt
+    ends within a line now and then: after its last full line up to 12 more characters are kept.
+
+    Raises:
+        ValueError: if there are fewer suitable files than prompts asked for.
+    """
+    rng = random.Random(seed)
+    suitable = [file for file in files if len(file.data) > 2 * size]
+    if len(suitable) < count:
+        raise ValueError(f"{count} prompts asked for, but only {len(suitable)} held-out files are long enough")
+    prompts = []
+    for file in rng.sample(suitable, count):
+        text = file.data.decode()
+        start = text.rfind("\n", 0, rng.randrange(len(text) - size)) + 1
+        piece = text[start : start + size]
+        line = piece.rfind("\n", 0, size - 12) + 1
+        prompts.append({"name": file.name, "prompt": piece[: line + rng.randrange(13)] if line else piece})
+    return prompts
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the prompts as JSON lines."""
+    parser = argparse.ArgumentParser(prog="python -m train.prompts", description=__doc__)
+    parser.add_argument("--count", type=int, default=30, help="number of prompts (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=200, help="longest prompt, in characters (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="file to write")
+    args = parser.parse_args(argv)
+    rows = draw_prompts(split_sources([standard_library()])[1], args.count, args.size, args.seed)
+    args.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    print(f"{len(rows)} prompts written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()
