@@ -24,7 +24,7 @@ from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import DTYPES, read_hf, save_params
 from kangaroo_jax.store.files import whole_directory, write_json
 from kangaroo_jax.store.mapping import entries
-from kangaroo_jax.store.names import ALIASES, EMBEDDED, converted
+from kangaroo_jax.store.names import ALIASES, EMBEDDED, converted, expand
 
 
 def convert(source: Path, out: Path, dtype: str | None = None, *, force: bool = False) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     """Convert, print what was written, and return the exit status: 0, 2 for bad input, 130 for Ctrl-C."""
     args = build_parser().parse_args(argv)
     try:
-        out = _destination(args.source) if args.out is None else args.out.expanduser()
+        out = _destination(args.source) if args.out is None else expand(args.out)
         if not args.force:  # Before a download of gigabytes, not after it.
             _check_vacant(out)
         written = convert(locate(args.source), out, args.dtype, force=args.force)
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _destination(source: str) -> Path:
     """Return the default destination; a directory's real name counts, so that ``.`` has one."""
-    path = Path(source).expanduser()
+    path = expand(source)
     return converted(path.resolve().name if path.is_dir() and source not in EMBEDDED else source)
 
 

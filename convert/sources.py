@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from kangaroo_jax.store.files import first_line
-from kangaroo_jax.store.names import ALIASES, EMBEDDED, embedded
+from kangaroo_jax.store.names import ALIASES, EMBEDDED, embedded, expand
 
 # What the tokenizer and the end of a generation are read from; copied beside the converted params.
 TEXT_FILES = (
@@ -30,7 +30,7 @@ def locate(source: str) -> Path:
     """
     if source in EMBEDDED:
         return embedded(source)
-    path = Path(source).expanduser()
+    path = expand(source)
     if source.strip() and path.is_dir():
         return path
     if path.is_file():

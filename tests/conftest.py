@@ -1,12 +1,52 @@
-"""Settings of the whole suite.
+"""Settings of the whole suite, and a tiny model on disk.
 
 No persistent compilation cache: a test that counts traces or reads compiled code must see its own compilation.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import jax
+import pytest
 from hypothesis import settings
+
+import kangaroo_jax
+from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter, init_params
+from kangaroo_jax.store import save_adapter, write_hf
+from train.corpus import VOCAB_SIZE
+from train.tokenizer import write_byte_tokenizer
 
 # The first example of a test may load or compile something; how long that takes says nothing about the code.
 settings.register_profile("suite", deadline=None, print_blob=True)
 settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face directory of a random model with joey's byte tokenizer and an untrained adapter; read only."""
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=23,
+        intermediate_size=29,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=10,
+        max_position_embeddings=101,
+    )
+    params = init_params(config, jax.random.key(5))
+    # Larger than the initialisation's, so that the choice depends on the text and changes from token to token.
+    params = jax.tree.map(lambda leaf: leaf * 20 if leaf.ndim == 2 else leaf, params)
+    write_hf(directory, config, jax.device_get(params))
+    write_byte_tokenizer(directory, config.max_position_embeddings)
+    adapter = jax.device_get(init_adapter(config, jax.random.key(6)))
+    save_adapter(directory / "adapter", config, KangarooConfig(exit_layer=1, gamma=5, eta=0.3), adapter, {})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model: Path) -> kangaroo_jax.Params:
+    """The same, loaded."""
+    return kangaroo_jax.load(tiny_model)

@@ -23,7 +23,9 @@ from train.loop import fit
 from train.step import init_state, make_eval_step, make_train_step, split_devices
 
 
-def joey_config(hidden: int = 320, layers: int = 10, heads: int = 4, intermediate: int = 864) -> LlamaConfig:
+def joey_config(
+    hidden: int = 320, layers: int = 10, heads: int = 4, intermediate: int = 1024, kv_heads: int = 1
+) -> LlamaConfig:
     """Return joey's shape, chosen by its cost model (docs/joey.md): one token per byte."""
     return LlamaConfig(
         vocab_size=VOCAB_SIZE,
@@ -31,7 +33,7 @@ def joey_config(hidden: int = 320, layers: int = 10, heads: int = 4, intermediat
         intermediate_size=intermediate,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=heads,
+        num_key_value_heads=kv_heads,
         head_dim=hidden // heads,
         rms_norm_eps=1e-5,
         max_position_embeddings=1024,
@@ -94,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--learning-rate", type=float, default=5e-3, help="peak learning rate of Muon (default: %(default)s)")
     add("--warmup", type=int, default=50, help="steps of linear warm-up (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of initialisation and sampling (default: %(default)s)")
-    for name, value in (("hidden", 320), ("layers", 10), ("heads", 4), ("intermediate", 864)):
+    for name, value in (("hidden", 320), ("layers", 10), ("heads", 4), ("intermediate", 1024), ("kv-heads", 1)):
         add(f"--{name}", type=int, default=value, help=f"{name} of the network (default: %(default)s)")
     return parser
 
@@ -102,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Train (or resume), report the loss on held-out files, and export when asked."""
     args = build_parser().parse_args(argv)
-    config = joey_config(args.hidden, args.layers, args.heads, args.intermediate)
+    config = joey_config(args.hidden, args.layers, args.heads, args.intermediate, args.kv_heads)
     train_files, held_files = split_sources([standard_library(), *args.text])
     optimizer = make_optimizer(args.steps, args.learning_rate, args.warmup)
     loss = next_token_loss(config)

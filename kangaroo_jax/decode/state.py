@@ -117,6 +117,8 @@ def record_round(
 
 def write_rows(buffer: Int[Array, "B S"], block: Int[Array, "B T"], start: Int[Array, " B"]) -> Int[Array, "B S"]:
     """Write a block of T values into each row at its own start, in place."""
+    if buffer.shape[0] == 1:  # A scatter over one row is a slow loop on a CPU.
+        return jax.lax.dynamic_update_slice(buffer, block, (0, start[0]))
     return jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,)))(buffer, block, start)
 
 

@@ -44,7 +44,7 @@ def run_adapter(
     cache: KVCache | None,
 ) -> tuple[Float[Array, "B T D"], KVCache | None]:
     """Apply the adapter to hidden states of the exit layer at ``positions`` (consecutive within a row)."""
-    context = Context(config, positions, None if cache is None else cache.k.shape[1])
+    context = Context(config, positions, None if cache is None else cache.slots)
     return Adapter(config).apply({"params": params}, x, context, cache)
 
 

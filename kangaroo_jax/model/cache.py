@@ -3,6 +3,9 @@
 Rows of a cache are (sequence, head) pairs folded into one axis, ``[B * K, S, hd]``: the one layout that XLA updates
 in place on CPU and GPU for one sequence as for many. A cache is never rolled back or copied: what lies beyond a
 sequence's length is masked, and overwritten before it is ever read.
+
+A single row (one sequence, one key/value head) has no leading axis, ``[S, hd]``: XLA would drop a leading axis of 1
+itself, by a bitcast between update and use that costs a copy of the cache at every layer of every step.
 """
 
 from __future__ import annotations
@@ -19,12 +22,17 @@ class KVCache(struct.PyTreeNode):
     """Keys and values of one attention layer.
 
     Attributes:
-        k: rotated keys, ``[B * K, S, hd]``.
-        v: values, ``[B * K, S, hd]``.
+        k: rotated keys, ``[B * K, S, hd]``, or ``[S, hd]`` for a single row.
+        v: values, in the same shape.
     """
 
-    k: Float[Array, "BK S hd"]
-    v: Float[Array, "BK S hd"]
+    k: Float[Array, "*BK S hd"]
+    v: Float[Array, "*BK S hd"]
+
+    @property
+    def slots(self) -> int:
+        """Positions the cache has room for."""
+        return self.k.shape[-2]
 
 
 def init_cache(config: LlamaConfig, batch: int, slots: int, dtype: jnp.dtype, layers: int) -> tuple[KVCache, ...]:
@@ -32,7 +40,8 @@ def init_cache(config: LlamaConfig, batch: int, slots: int, dtype: jnp.dtype, la
 
     Zeros, not uninitialised memory: a NaN in a masked slot would still poison the weighted sum over values.
     """
-    shape = (batch * config.num_key_value_heads, slots, config.head_dim)
+    rows = batch * config.num_key_value_heads
+    shape = (*((rows,) if rows > 1 else ()), slots, config.head_dim)
     return tuple(KVCache(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype)) for _ in range(layers))
 
 
@@ -52,9 +61,11 @@ def fold_heads(x: Float[Array, "B T K hd"]) -> Float[Array, "BK T hd"]:
     return x.transpose(0, 2, 1, 3).reshape(batch * heads, length, width)
 
 
-def _write(buffer: Float[Array, "BK S hd"], new: Float[Array, "B T K hd"], start: Int[Array, " B"]) -> Array:
+def _write(buffer: Float[Array, "*BK S hd"], new: Float[Array, "B T K hd"], start: Int[Array, " B"]) -> Array:
     batch, heads = new.shape[0], new.shape[2]
     rows = fold_heads(new).astype(buffer.dtype)
+    if buffer.ndim == 2:
+        return jax.lax.dynamic_update_slice(buffer, rows[0], (start[0], 0))
     if batch == 1:
         return jax.lax.dynamic_update_slice(buffer, rows, (0, start[0], 0))
     # One in-place scatter for sequences of different lengths.

@@ -70,23 +70,25 @@ class Context:
 
 def attend(
     q: Float[Array, "B T H hd"],
-    k: Float[Array, "BK S hd"],
-    v: Float[Array, "BK S hd"],
+    k: Float[Array, "*BK S hd"],
+    v: Float[Array, "*BK S hd"],
     mask: Bool[Array, "B T S"],
 ) -> Float[Array, "B T O"]:
-    """Scaled dot-product attention over folded keys and values; scores and softmax in fp32.
+    """Scaled dot-product attention over folded keys and values (as in a ``KVCache``); scores and softmax in fp32.
 
     Query heads of one group become rows of one product, so keys and values are never repeated.
     """
     batch, length, heads, width = q.shape
-    groups = heads * batch // k.shape[0]
+    row = "n" if k.ndim == 3 else ""
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
-    rows = fold_heads(q).reshape(k.shape[0], groups * length, width)
-    scores = jnp.einsum("nqd,nsd->nqs", rows, k, precision=precision, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, heads, length, -1) * width**-0.5
-    scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(k.shape[0], groups * length, -1)
-    mixed = jnp.einsum("nqs,nsd->nqd", weights, v, precision=precision)
+    queries = fold_heads(q).reshape(*k.shape[:-2], -1, width)
+    scores = jnp.einsum(
+        f"{row}qd,{row}sd->{row}qs", queries, k, precision=precision, preferred_element_type=jnp.float32
+    )
+    visible = jnp.broadcast_to(mask[:, None], (batch, heads, length, mask.shape[-1])).reshape(scores.shape)
+    scores = jnp.where(visible, scores * width**-0.5, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    mixed = jnp.einsum(f"{row}qs,{row}sd->{row}qd", weights, v, precision=precision)
     return mixed.reshape(batch, heads, length, width).transpose(0, 2, 1, 3).reshape(batch, length, heads * width)
 
 

@@ -64,7 +64,7 @@ def run_layers(
         The hidden state after layer ``stop - 1`` (``hidden_states[stop]``; no final norm), and the caches with this
         block written at its positions.
     """
-    context = Context(config, positions, caches[0].k.shape[1] if caches else None)
+    context = Context(config, positions, caches[0].slots if caches else None)
     block = Block(config)
     updated = []
     for index in range(start, stop):

@@ -16,6 +16,7 @@ from kangaroo_jax.model import KangarooConfig, LlamaConfig, abstract_params
 from kangaroo_jax.store.files import first_line, read_json, whole_directory, write_json
 from kangaroo_jax.store.hf import as_dtype, stored_tensors, write_safetensors
 from kangaroo_jax.store.mapping import ADAPTER, Params, check_shapes, common_dtype, flatten, from_flax, to_flax
+from kangaroo_jax.store.names import expand
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter.safetensors"
 _SIZES = "sizes.json"
@@ -173,7 +174,7 @@ def find_adapter(directory: Path, adapter: str | os.PathLike[str] | None = None)
     if adapter is None:
         own = Path(directory) / "adapter"
         return own if own.is_dir() else None
-    path = Path(adapter).expanduser()
+    path = expand(adapter)
     if not path.is_dir():
         raise ValueError(f"no adapter directory {os.fspath(adapter)!r}; train one: python -m train.adapter")
     return path

@@ -15,7 +15,12 @@ ALIASES = {
 
 def home() -> Path:
     """Return the folder of converted models: ``$KANGAROO_HOME``, by default ``~/.cache/kangaroo_jax``."""
-    return Path(os.environ.get("KANGAROO_HOME") or "~/.cache/kangaroo_jax").expanduser()
+    return expand(os.environ.get("KANGAROO_HOME") or "~/.cache/kangaroo_jax")
+
+
+def expand(text: str | os.PathLike[str]) -> Path:
+    """Return a path with ``~`` expanded; unlike ``Path.expanduser``, an unknown user's stays as it is."""
+    return Path(os.path.expanduser(text))
 
 
 def embedded(name: str) -> Path:
@@ -48,7 +53,7 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     text = os.fspath(name)
     if text in EMBEDDED:
         return embedded(text)
-    path = Path(text).expanduser()
+    path = expand(text)
     if text.strip() and path.is_dir():
         return path
     if path.is_file():

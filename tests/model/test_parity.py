@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def cached_logits(config, params, tokens):
     caches = init_cache(config, 1, tokens.shape[1] + 5, jnp.float32, config.num_hidden_layers)
     cuts = [0, *range(PREFILL, tokens.shape[1] + 1, BLOCK)]
     pieces = []
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in itertools.pairwise(cuts):
         logits, caches = cached_block(config, params, tokens[:, start:stop], start, caches)
         pieces.append(logits)
     return jnp.concatenate(pieces, axis=1)

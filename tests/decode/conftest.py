@@ -1,0 +1,175 @@
+"""A tiny target with an untrained adapter, reference decoding, and drafts that are right or wrong at will."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kangaroo_jax import decode as dec
+from kangaroo_jax.model import LlamaConfig, forward, init_adapter, init_params
+
+CONFIG = LlamaConfig(
+    vocab_size=61,
+    hidden_size=23,
+    intermediate_size=29,
+    num_hidden_layers=5,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=10,
+    eos_token_id=(),
+)
+PROMPTS = ([7, 11, 13], [5, 3, 60, 0, 17, 19, 23, 29, 31, 37, 41], [59])
+NEW_TOKENS = 41
+SLOTS = 96  # 11 tokens of the longest prompt, 41 new ones, 16 rows of slack; padding on top.
+WIDTH = 16
+NO_EOS = (-1,)  # One id that is no token: as an array, it has the shape of one that is.
+
+
+def propose_known(config: LlamaConfig, weights: Any, hidden: Any, positions: Any, cache: Any) -> Any:
+    """Draft from a table of tokens and one of confidences by position; where the token is -1, as ``propose`` does."""
+    drafted, confidence, cache = dec.propose(config, weights, hidden, positions, cache)
+    known = jnp.take_along_axis(weights["known"], positions + 1, axis=1)[:, 0]
+    sure = jnp.take_along_axis(weights["sure"], positions + 1, axis=1)[:, 0]
+    return jnp.where(known < 0, drafted, known), jnp.where(known < 0, confidence, sure), cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What the device loop returned for one sequence."""
+
+    ids: list[int]
+    finish: int
+    accept_lengths: list[int]
+    draft_lengths: list[int]
+    drafted: int
+    accepted: int
+
+
+class Lab:
+    """Runs the decoder on a few prompts. Programs are shared: shapes depend on the number of prompts and gamma."""
+
+    config, prompts, new_tokens, slots, no_eos = CONFIG, PROMPTS, NEW_TOKENS, SLOTS, NO_EOS
+
+    def __init__(self) -> None:
+        params = init_params(CONFIG, jax.random.key(2))
+        # Larger than the initialisation's, so that the choice depends on the text and changes from token to token.
+        target = jax.tree.map(lambda leaf: leaf * 20 if leaf.ndim == 2 else leaf, params)
+        self.weights = {"target": target, "adapter": init_adapter(CONFIG, jax.random.key(3))}
+        self._forward = jax.jit(lambda params, tokens: forward(CONFIG, params, tokens))
+        self._texts: dict[Any, list[int]] = {}
+
+    def spec(self, gamma: int, propose: Any = dec.propose) -> dec.DecodeSpec:
+        return dec.DecodeSpec(CONFIG, 2 if gamma else CONFIG.num_hidden_layers, gamma, propose)
+
+    def reference(self, prompt: Sequence[int], count: int = NEW_TOKENS, weights: Any = None) -> list[int]:
+        """Decode greedily in the plainest way: the whole text through all layers for every token, no cache."""
+        target = (weights or self.weights)["target"]
+        key = (tuple(prompt), id(target))
+        text = list(self._texts.get(key, prompt))
+        while len(text) < len(prompt) + count:
+            padded = np.zeros((1, SLOTS), np.int32)
+            padded[0, : len(text)] = text
+            logits = np.asarray(self._forward(target, padded))[0, len(text) - 1]
+            first, second = np.sort(logits)[:-3:-1]
+            assert first - second > 1e-4, "a near tie: no test may depend on it, choose another seed"
+            text.append(int(logits.argmax()))
+        self._texts[key] = text
+        return text[len(prompt) :][:count]
+
+    def prefill(self, gamma: int, prompts: Any, budgets: Any, eos: Any, weights: Any = None) -> dec.DecodeState:
+        padded = np.full((len(prompts), WIDTH), 1, np.int32)
+        for row, prompt in zip(padded, prompts, strict=True):
+            row[: len(prompt)] = prompt
+        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+        # The prefill does not depend on how many tokens are drafted, so one program serves all of them.
+        spec = self.spec(1 if gamma else 0)
+        only = ("target", "adapter") if gamma else ("target",)
+        weights = {name: (self.weights | (weights or {}))[name] for name in only}
+        budgets = np.broadcast_to(np.array(budgets, np.int32), lengths.shape)
+        return dec.prefill(spec, weights, padded, lengths, budgets, np.array(eos, np.int32), SLOTS)
+
+    def decode(
+        self,
+        gamma: int,
+        prompts: Any,
+        *,
+        eta: float = 0.0,
+        budgets: Any = NEW_TOKENS,
+        eos: Any = NO_EOS,
+        weights: Any = None,
+        propose: Any = dec.propose,
+        rounds: int = 2**31 - 1,
+    ) -> dec.DecodeState:
+        state = self.prefill(gamma, prompts, budgets, eos, weights)
+        return self.advance(gamma, state, eta=eta, eos=eos, weights=weights, propose=propose, rounds=rounds)
+
+    def advance(
+        self,
+        gamma: int,
+        state: dec.DecodeState,
+        *,
+        eta: float = 0.0,
+        eos: Any = NO_EOS,
+        weights: Any = None,
+        propose: Any = dec.propose,
+        rounds: int = 2**31 - 1,
+    ) -> dec.DecodeState:
+        weights = self.weights | (weights or {}) if gamma else {"target": self.weights["target"]}
+        args = (weights, state, np.float32(eta), np.array(eos, np.int32), np.int32(rounds))
+        return dec.decode(self.spec(gamma, propose), *args)
+
+    def run(self, gamma: int, prompts: Any, **options: Any) -> list[Outcome]:
+        state = jax.device_get(self.decode(gamma, prompts, **options))
+        stats, outcomes = state.stats, []
+        for row, prompt in enumerate(prompts):
+            rounds = int(stats.rounds[row])
+            # Beyond the rounds that were done there is nothing.
+            assert not stats.accept_lengths[row, rounds:].any() and not stats.draft_lengths[row, rounds:].any()
+            assert state.tokens[row, : len(prompt)].tolist() == list(prompt)
+            outcomes.append(
+                Outcome(
+                    ids=state.tokens[row, len(prompt) : state.length[row]].tolist(),
+                    finish=int(state.finish[row]),
+                    accept_lengths=stats.accept_lengths[row, :rounds].tolist(),
+                    draft_lengths=stats.draft_lengths[row, :rounds].tolist(),
+                    drafted=int(stats.drafted[row]),
+                    accepted=int(stats.accepted[row]),
+                )
+            )
+        return outcomes
+
+    def tables(self, prompts: Any, kind: str) -> dict[str, Any]:
+        """Return weights for ``propose_known``.
+
+        Args:
+            prompts: the prompts.
+            kind: "oracle": the right token everywhere, "fool": a wrong one everywhere, both with confidence 1;
+                "untrained": what the adapter says; "mixed": right and wrong tokens, random confidence.
+        """
+        shape, rng = (len(prompts), SLOTS), np.random.default_rng(7)
+        known, sure = np.full(shape, -1, np.int32), np.ones(shape, np.float32)
+        if kind != "untrained":
+            for row, prompt in zip(known, prompts, strict=True):
+                text = [*prompt, *self.reference(prompt, NEW_TOKENS + 10)]
+                row[: len(text)] = text
+        if kind == "mixed":
+            sure = rng.random(shape, np.float32)
+        wrong = {"fool": np.ones(shape, bool), "mixed": rng.random(shape) < 0.2}.get(kind, np.zeros(shape, bool))
+        return {"known": np.where(wrong, (known + 1) % CONFIG.vocab_size, known), "sure": sure}
+
+
+@pytest.fixture(scope="session")
+def lab() -> Lab:
+    return Lab()
+
+
+@pytest.fixture(scope="session")
+def known() -> Any:
+    """``propose_known``, to pass as ``propose``."""
+    return propose_known
