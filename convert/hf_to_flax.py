@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -79,8 +80,11 @@ def main(argv: list[str] | None = None) -> int:
         if not args.force:  # Before a download of gigabytes, not after it.
             _check_vacant(out)
         written = convert(locate(args.source), out, args.dtype, force=args.force)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print(f"hf_to_flax: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"hf_to_flax: {error}; is {out} a place that can be written, with room for the model?", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nhf_to_flax: interrupted; nothing was written", file=sys.stderr)
@@ -132,4 +136,6 @@ def _table(written: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # All is done or undone: Ctrl-C would only break JAX's exit handlers.
+    sys.exit(status)

@@ -28,7 +28,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models") / "tiny"
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
-        hidden_size=23,
+        hidden_size=42,
         intermediate_size=29,
         num_hidden_layers=3,
         num_attention_heads=6,

@@ -11,20 +11,23 @@ from train.corpus import SourceFile, split_sources, standard_library
 
 
 def draw_prompts(files: list[SourceFile], count: int, size: int, seed: int) -> list[dict[str, str]]:
-    """Return ``count`` prompts of at most ``size`` bytes, each from another file, cut at line ends.
+    """Return ``count`` prompts of at most ``size`` characters, each from another file as long as there are any.
 
-    A file is drawn with equal chance, then a line of it; files too short for half a prompt are passed over. A prompt
+    A file is drawn with equal chance, then a line of it; files shorter than two prompts are passed over. A prompt
     ends within a line now and then: after its last full line up to 12 more characters are kept.
 
     Raises:
-        ValueError: if there are fewer suitable files than prompts asked for.
+        ValueError: if no file is long enough.
     """
     rng = random.Random(seed)
-    suitable = [file for file in files if len(file.data) > 2 * size]
-    if len(suitable) < count:
-        raise ValueError(f"{count} prompts asked for, but only {len(suitable)} held-out files are long enough")
+    suitable = [file for file in files if len(file.data.decode()) > 2 * size]
+    if not suitable:
+        raise ValueError(f"no file is longer than {2 * size} characters; ask for a smaller size")
+    order: list[SourceFile] = []
+    while len(order) < count:
+        order += rng.sample(suitable, min(len(suitable), count - len(order)))
     prompts = []
-    for file in rng.sample(suitable, count):
+    for file in order:
         text = file.data.decode()
         start = text.rfind("\n", 0, rng.randrange(len(text) - size)) + 1
         piece = text[start : start + size]

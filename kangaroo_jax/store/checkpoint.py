@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, abstract_params
-from kangaroo_jax.store.files import first_line, read_json, whole_directory, write_json
+from kangaroo_jax.store.files import first_line, held_interrupts, read_json, whole_directory, write_json
 from kangaroo_jax.store.hf import as_dtype, stored_tensors, write_safetensors
 from kangaroo_jax.store.mapping import ADAPTER, Params, check_shapes, common_dtype, flatten, from_flax, to_flax
 from kangaroo_jax.store.names import expand
@@ -36,10 +36,12 @@ def save_params(directory: Path, params: Params) -> None:
     Raises:
         ValueError: if ``directory`` exists.
     """
-    import orbax.checkpoint as ocp  # Not at the top: reading safetensors, joey's way in, does without it.
+    with held_interrupts():  # Ctrl-C inside the import of a compiled module comes out as an ImportError.
+        import orbax.checkpoint as ocp  # Not at the top: reading safetensors, joey's way in, does without it.
 
     with whole_directory(directory) as staged:
-        with ocp.StandardCheckpointer() as checkpointer:
+        # Interrupted, Orbax's threads would go on writing into a directory that is being removed.
+        with held_interrupts(), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(staged / "params", params)
         for item in (staged / "params").iterdir():
             item.rename(staged / item.name)

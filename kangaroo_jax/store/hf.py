@@ -76,7 +76,9 @@ def read_config(directory: Path) -> LlamaConfig:
     try:
         return LlamaConfig.from_hf(fields)
     except (TypeError, AttributeError) as error:
-        raise ValueError(f"{directory / 'config.json'} has a value of the wrong type: {first_line(error)}") from error
+        raise ValueError(
+            f"{directory / 'config.json'} has a value of the wrong type ({first_line(error)}); restore the file"
+        ) from error
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from error
 

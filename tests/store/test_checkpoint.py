@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import json
 import shutil
+import signal
 
 import jax
 import ml_dtypes
@@ -78,6 +80,30 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, params, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save_params(tmp_path / "params", params)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_orbax_writes_leaves_nothing_and_says_nothing(tmp_path, params, monkeypatch, capfd):
+    save = ocp.StandardCheckpointer.save
+
+    def pressed_twice(self, *args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+        save(self, *args, **kwargs)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", pressed_twice)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        save_params(tmp_path / "params", params)
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capfd.readouterr().err == ""
+
+
+def test_params_are_saved_from_another_thread_too(tmp_path, params):
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(save_params, tmp_path / "params", params).result()
+    restored = jax.device_get(restore_params(tmp_path / "params", CONFIG))
+    jax.tree.map(np.testing.assert_array_equal, restored, params)
 
 
 def test_damaged_checkpoints_are_refused_in_silence(saved, tmp_path, capfd):
