@@ -7,7 +7,10 @@ python -m kangaroo_jax --compare                measure on the built-in prompts
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,16 +47,23 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 if --compare found a difference, 2 on bad input."""
     args = build_parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # Not every terminal has every character a model writes.
     try:
         if args.prompt is None and not args.compare:
             raise ValueError('no prompt; try: python -m kangaroo_jax "def fibonacci(n):"  (or --compare, or --help)')
         if args.prompt is not None and args.prompts:
             raise ValueError("both a prompt and --prompts; pass one of them")
+        if args.repeats < 1:
+            raise ValueError(f"repeats is {args.repeats}; it must be at least 1")
         params = kangaroo_jax.load(args.model, adapter=args.adapter)
         return _compare(params, args) if args.compare else _continue(params, args)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # Whoever reads, "head" for one, has read enough.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - or Python complains once more when it flushes at its end.
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
@@ -67,11 +77,12 @@ def _continue(params: kangaroo_jax.Params, args: argparse.Namespace) -> int:
     options = _options(args) | {"method": args.method}
     if args.json:
         result = kangaroo_jax.generate(params, args.prompt, **options)
-        print(json.dumps({"text": result.text, "finish_reason": result.finish_reason} | result.stats.as_dict()))
+        fields = {"text": result.text, "token_ids": result.token_ids, "finish_reason": result.finish_reason}
+        print(json.dumps(fields | result.stats.as_dict()))
         return 0
     stats = _write(params, args.prompt, options).stats
     print(
-        f"\n[{stats.new_tokens} tokens, {stats.tokens_per_second:.0f} tokens/s, {stats.rounds} rounds, "
+        f"[{stats.new_tokens} tokens, {stats.tokens_per_second:.0f} tokens/s, {stats.rounds} rounds, "
         f"compression rate {stats.compression_rate:.2f}]",
         file=sys.stderr,
     )
@@ -80,25 +91,26 @@ def _continue(params: kangaroo_jax.Params, args: argparse.Namespace) -> int:
 
 def _write(params: kangaroo_jax.Params, prompt: str, options: dict[str, Any]) -> kangaroo_jax.Generation:
     """Write prompt and continuation as the rounds commit it; the prompt dimmed on a terminal."""
+    pieces = kangaroo_jax.stream(params, prompt, **options)  # Refuses bad input before anything is written.
     dim, plain = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
     print(f"{dim}{prompt}{plain}", end="", flush=True)
-    pieces = kangaroo_jax.stream(params, prompt, **options)
     while True:
         try:
             print(next(pieces), end="", flush=True)
         except StopIteration as end:
+            print()
             return end.value
 
 
 def _compare(params: kangaroo_jax.Params, args: argparse.Namespace) -> int:
-    prompts = [{"name": "prompt", "prompt": args.prompt}] if args.prompt else read_prompts(args.prompts)
+    prompts = [{"name": "prompt", "prompt": args.prompt}] if args.prompt is not None else read_prompts(args.prompts)
     if args.show and not args.json:
         for row in prompts:
             print(f"--- {row['name']}")
             _write(params, row["prompt"], _options(args))
-            print("\n")
+            print()
     quiet = args.json or not sys.stderr.isatty()
-    with tqdm(total=len(prompts) * max(args.repeats, 0), desc="comparing", unit="pair", disable=quiet) as bar:
+    with tqdm(total=len(prompts) * args.repeats, desc="comparing", unit="pair", disable=quiet) as bar:
         pairs = compare(params, prompts, **_options(args), repeats=args.repeats, tick=bar.update)
     figures = summarise(pairs)
     print(json.dumps(figures) if args.json else _table(params, pairs, figures))
@@ -110,11 +122,12 @@ def _table(params: kangaroo_jax.Params, pairs: list[Pair], figures: dict[str, An
     width = max(len(pair.name) for pair in pairs)
     lines = [f"{'':{width}}  {'tokens':>6}  {'plain/s':>8}  {'kangaroo/s':>10}  {'speedup':>7}  {'CR':>5}  identical"]
     for pair in pairs:
-        seconds = sorted(pair.plain_seconds)[len(pair.plain_seconds) // 2]
         count = len(pair.plain.token_ids)
-        plain = count / seconds if seconds else 0.0
+        plain, kangaroo = (
+            count / statistics.median(seconds) for seconds in (pair.plain_seconds, pair.kangaroo_seconds)
+        )
         lines.append(
-            f"{pair.name:{width}}  {count:6d}  {plain:8.0f}  {plain * pair.speedup:10.0f}  {pair.speedup:6.2f}x"
+            f"{pair.name:{width}}  {count:6d}  {plain:8.0f}  {kangaroo:10.0f}  {pair.speedup:6.2f}x"
             f"  {pair.kangaroo.stats.compression_rate:5.2f}  {'yes' if pair.identical else 'NO'}"
             f"{'  (repeats one pattern)' if pair.repeats else ''}"
         )

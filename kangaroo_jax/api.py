@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import operator
+import dataclasses
+import numbers
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
 from kangaroo_jax import decode as dec
+from kangaroo_jax.checks import integer, token_ids
 from kangaroo_jax.compiled import compiled
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
 from kangaroo_jax.results import Generation, Stats
-from kangaroo_jax.store import load_adapter, load_target
+from kangaroo_jax.store import find_adapter, load_adapter, load_target
 from kangaroo_jax.text import Detokenizer, Tokenizer, load_tokenizer
 
 METHODS = ("kangaroo", "plain")
@@ -59,11 +60,8 @@ def load(name: str | Path = "joey", *, adapter: str | Path | None = None, dtype:
     """
     config, target, directory = load_target(name, dtype)
     draft, adapter_params = None, None
-    path = Path(adapter) if adapter is not None else directory / "adapter"
-    if adapter is not None or path.is_dir():
-        draft, adapter_params = load_adapter(path, config)
-        kind = target["norm"]["scale"].dtype
-        adapter_params = jax.tree.map(lambda leaf: jnp.asarray(leaf, kind), adapter_params)
+    if (path := find_adapter(directory, adapter)) is not None:
+        draft, adapter_params = load_adapter(path, config, target["norm"]["scale"].dtype)
     return Params(target, adapter_params, config, draft, load_tokenizer(directory), str(name))
 
 
@@ -93,7 +91,8 @@ def generate(
         ValueError: if an argument is out of range, or the prompt is empty or too long.
     """
     run = _Run(params, prompt, max_new_tokens, gamma, eta, method, eos_token_id)
-    run.advance(_UNBOUNDED)
+    if not run.finished:  # With the first token: then nothing more need be compiled.
+        run.advance(_UNBOUNDED)
     return run.result()
 
 
@@ -114,7 +113,7 @@ def stream(
     Raises:
         ValueError: as ``generate``, and if ``rounds_per_call`` is not positive; at the call, not at the first piece.
     """
-    rounds = _integer("rounds_per_call", rounds_per_call, 1)
+    rounds = integer("rounds_per_call", rounds_per_call, 1)
     defaults: dict[str, Any] = {"max_new_tokens": 128, "gamma": None, "eta": None, "method": "kangaroo"}
     if unknown := set(options) - {*defaults, "eos_token_id"}:
         raise TypeError(f"stream() got unexpected arguments {sorted(unknown)}")
@@ -131,7 +130,7 @@ def _pieces(run: _Run, rounds: int) -> Generator[str, None, Generation]:
         shown = len(ids)
         if run.finished:
             break
-        run.advance(np.int32(rounds))
+        run.advance(np.int32(min(rounds, int(_UNBOUNDED))))
     if piece := detokenizer.finish():
         yield piece
     return run.result()
@@ -150,15 +149,15 @@ class _Run:
         method: str,
         eos_token_id: int | Sequence[int] | None,
     ) -> None:
+        if not isinstance(params, Params):
+            raise ValueError(f"params is {params!r:.60}; pass what kangaroo_jax.load returns")
         self.params = params
         self.prompt = _prompt_ids(params, prompt)
         self.method = method
         self.spec, self.eta = _spec(params, method, gamma, eta)
-        budget = _integer("max_new_tokens", max_new_tokens, 0)
+        budget = integer("max_new_tokens", max_new_tokens, 0)
         longest = min(len(self.prompt) + budget, params.config.max_position_embeddings)
-        eos = params.config.eos_token_id if eos_token_id is None else eos_token_id
-        eos_ids = [eos] if isinstance(eos, int) else list(eos)
-        self.eos = np.array(eos_ids, np.int32).reshape(-1)
+        self.eos = _eos_ids(params.config, eos_token_id)
         # Weights go in once; a plain run does not see the adapter at all.
         self.weights = {"target": params.target, "adapter": params.adapter if self.spec.gamma else None}
         self._prefill(longest - len(self.prompt))
@@ -170,7 +169,9 @@ class _Run:
         padded[0, : len(self.prompt)] = self.prompt
         length = np.array([len(self.prompt)], np.int32)
         args = (self.weights, padded, length, np.array([budget], np.int32), self.eos)
-        program, self.compile_seconds = compiled(dec.prefill, {0: self.spec, 6: slots}, *args)
+        # The prefill is the same for every gamma but 0.
+        spec = dataclasses.replace(self.spec, gamma=min(self.spec.gamma, 1))
+        program, self.compile_seconds = compiled(dec.prefill, {0: spec, 6: slots}, *args)
         start = time.perf_counter()
         self.state = jax.block_until_ready(program(*args))
         self.prefill_seconds = time.perf_counter() - start
@@ -183,7 +184,8 @@ class _Run:
 
     def advance(self, rounds: np.int32) -> None:
         """Run at most this many rounds on the device."""
-        args = (self.weights, self.state, np.float32(self.eta), self.eos, rounds)
+        eta = np.float32(min(self.eta, 2.0))  # All above 1 are one, and this one fits fp32.
+        args = (self.weights, self.state, eta, self.eos, rounds)
         program, seconds = compiled(dec.decode, {0: self.spec}, *args)
         self.compile_seconds += seconds
         start = time.perf_counter()
@@ -220,16 +222,13 @@ def _prompt_ids(params: Params, prompt: str | Sequence[int]) -> list[int]:
     """Return the prompt's ids, checked against vocabulary and context."""
     config = params.config
     if isinstance(prompt, str):
+        if lone := next((character for character in prompt if "\ud800" <= character <= "\udfff"), None):
+            raise ValueError(f"prompt has {lone!r}, half of a surrogate pair, which is no text; pass valid Unicode")
         ids = params.tokenizer.encode(prompt)
     else:
-        try:
-            ids = [operator.index(token) for token in prompt]
-        except TypeError:
-            raise ValueError(f"prompt is {prompt!r:.60}; pass a string or a list of token ids") from None
+        ids = token_ids("prompt", prompt, config.vocab_size, "a string or a list of token ids")
     if not ids:
         raise ValueError("prompt is empty; pass at least one token (text gets a BOS token if the tokenizer has one)")
-    if wrong := [token for token in ids if not 0 <= token < config.vocab_size]:
-        raise ValueError(f"prompt has token id {wrong[0]}; ids of {params.name} go from 0 to {config.vocab_size - 1}")
     if len(ids) >= config.max_position_embeddings:
         raise ValueError(
             f"prompt has {len(ids)} tokens; {params.name} takes at most {config.max_position_embeddings - 1} "
@@ -238,14 +237,24 @@ def _prompt_ids(params: Params, prompt: str | Sequence[int]) -> list[int]:
     return ids
 
 
+def _eos_ids(config: LlamaConfig, eos_token_id: int | Sequence[int] | None) -> np.ndarray:
+    """Return the ids that end the text, padded with -1 so that their number compiles nothing anew."""
+    if eos_token_id is None:
+        ids = list(config.eos_token_id)
+    else:
+        given = [eos_token_id] if isinstance(eos_token_id, numbers.Integral) else eos_token_id
+        ids = token_ids("eos_token_id", given, config.vocab_size, "a token id, a list of them, or () for none")
+    return np.array(ids + [-1] * (-len(ids) % 4 or 4 * (not ids)), np.int32)
+
+
 def _spec(params: Params, method: str, gamma: int | None, eta: float | None) -> tuple[dec.DecodeSpec, float]:
     """Return the static description and eta, checked."""
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; choose one of {', '.join(METHODS)}")
     if gamma is not None:
-        _integer("gamma", gamma, 1)
-    if eta is not None and not eta >= 0:
-        raise ValueError(f"eta is {eta}; it is a probability threshold: pass 0 or more (0.6 is the paper's)")
+        gamma = integer("gamma", gamma, 1, params.config.max_position_embeddings)
+    if eta is not None and not (isinstance(eta, numbers.Real) and 0 <= eta < float("inf")):
+        raise ValueError(f"eta is {eta!r}; it is a probability threshold: pass 0 or more (0.6 is the paper's)")
     if method == "plain":
         # One exit layer for all plain runs, so that they share a program whatever the adapter.
         return dec.DecodeSpec(params.config, params.config.num_hidden_layers, 0), 0.0
@@ -256,14 +265,3 @@ def _spec(params: Params, method: str, gamma: int | None, eta: float | None) -> 
         )
     spec = dec.DecodeSpec(params.config, params.draft.exit_layer, gamma or params.draft.gamma)
     return spec, float(params.draft.eta if eta is None else eta)
-
-
-def _integer(name: str, value: Any, least: int) -> int:
-    """Return ``value`` as an int, or raise ValueError naming it."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} is {value!r}; pass a whole number of at least {least}") from None
-    if number < least:
-        raise ValueError(f"{name} is {number}; it must be at least {least}")
-    return number

@@ -28,6 +28,7 @@ class Pair:
         plain: the last plain run.
         kangaroo_seconds: wall seconds of each Kangaroo run, prefill included, compilation not.
         plain_seconds: the same of each plain run; run i of both were neighbours in time.
+        steady: whether the earlier runs of each method gave the same ids as its last.
     """
 
     name: str
@@ -36,12 +37,12 @@ class Pair:
     plain: Generation
     kangaroo_seconds: tuple[float, ...]
     plain_seconds: tuple[float, ...]
+    steady: bool = True
 
     @property
     def identical(self) -> bool:
-        """Whether both gave the same token ids and ended for the same reason."""
-        kangaroo, plain = self.kangaroo, self.plain
-        return (kangaroo.token_ids, kangaroo.finish_reason) == (plain.token_ids, plain.finish_reason)
+        """Whether all runs of both methods, the unmeasured ones too, gave the same ids and the same end."""
+        return self.steady and _ended(self.kangaroo) == _ended(self.plain)
 
     @property
     def speedup(self) -> float:
@@ -54,6 +55,10 @@ class Pair:
     def repeats(self) -> bool:
         """Whether the continuation is one repeated pattern, which any draft model finds easy."""
         return is_repetition(self.plain.token_ids)
+
+
+def _ended(out: Generation) -> tuple[tuple[int, ...], str]:
+    return out.token_ids, out.finish_reason
 
 
 def is_repetition(ids: Sequence[int]) -> bool:
@@ -84,15 +89,19 @@ def read_prompts(path: Path | None = None) -> list[dict[str, str]]:
             text = path.read_text("utf-8")
         except OSError as error:
             raise ValueError(f"cannot read prompts from {path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is not UTF-8 text; write one JSON object with a 'prompt' per line") from None
     prompts = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            prompts.append({"name": str(row.get("name", f"prompt {number}")), "prompt": row["prompt"]})
-        except (json.JSONDecodeError, KeyError, AttributeError):
-            raise ValueError(f'{name}, line {number}: expected an object like {{"prompt": "text"}}') from None
+        except json.JSONDecodeError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+            raise ValueError(f'{name}, line {number}: expected an object like {{"prompt": "text"}}')
+        prompts.append({"name": str(row.get("name", f"prompt {number}")), "prompt": row["prompt"]})
     if not prompts:
         raise ValueError(f"{name} holds no prompts; write one JSON object with a 'prompt' per line")
     return prompts
@@ -130,13 +139,24 @@ def compare(
     for row in prompts:
         times: dict[str, list[float]] = {"plain": [], "kangaroo": []}
         last = {method: run(method, row["prompt"]) for method in times}
-        for _ in range(repeats):
-            for method, seconds in times.items():
-                last[method] = run(method, row["prompt"])
-                seconds.append(last[method].stats.prefill_seconds + last[method].stats.decode_seconds)
+        ends = {method: {_ended(out)} for method, out in last.items()}
+        for repeat in range(repeats):
+            for method in sorted(times, reverse=repeat % 2 == 0):  # In turn first, so that drift favours neither.
+                out = last[method] = run(method, row["prompt"])
+                times[method].append(out.stats.prefill_seconds + out.stats.decode_seconds)
+                ends[method].add(_ended(out))
             tick()
-        kangaroo, plain = tuple(times["kangaroo"]), tuple(times["plain"])
-        pairs.append(Pair(row["name"], row["prompt"], last["kangaroo"], last["plain"], kangaroo, plain))
+        pairs.append(
+            Pair(
+                name=row["name"],
+                prompt=row["prompt"],
+                kangaroo=last["kangaroo"],
+                plain=last["plain"],
+                kangaroo_seconds=tuple(times["kangaroo"]),
+                plain_seconds=tuple(times["plain"]),
+                steady=all(len(found) == 1 for found in ends.values()),
+            )
+        )
     return pairs
 
 

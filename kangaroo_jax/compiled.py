@@ -40,7 +40,7 @@ def compiled(function: Any, static: dict[int, Any], *args: Any) -> tuple[Any, fl
     try:
         _executables[key] = lowered.compile(compiler_options=OPTIONS.get(jax.default_backend()))
     except jax.errors.JaxRuntimeError as error:
-        if "No such compile option" not in str(error):
+        if not any(reason in str(error) for reason in ("No such compile option", "valid enum value")):
             raise
         _executables[key] = lowered.compile()
     return _executables[key], time.perf_counter() - start

@@ -127,7 +127,13 @@ def decode(
 
 
 def bucket(size: int) -> int:
-    """Return the smallest of 16, 24, 32, 48, 64, 96, ... that is at least ``size``: few shapes, little waste."""
+    """Return the smallest of 16, 24, 32, 48, ..., 512, 768, 1024, 1280, ... that is at least ``size``.
+
+    Half-steps between powers of two, and multiples of 256 above 512: every step attends over all slots, so a cache
+    must not be much larger than its text.
+    """
+    if size > 512:
+        return -(-size // 256) * 256
     power = 16
     while power < size:
         if power * 3 // 2 >= size:

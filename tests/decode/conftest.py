@@ -54,18 +54,19 @@ class Outcome:
 class Lab:
     """Runs the decoder on a few prompts. Programs are shared: shapes depend on the number of prompts and gamma."""
 
-    config, prompts, new_tokens, slots, no_eos = CONFIG, PROMPTS, NEW_TOKENS, SLOTS, NO_EOS
+    prompts, new_tokens = PROMPTS, NEW_TOKENS
 
-    def __init__(self) -> None:
-        params = init_params(CONFIG, jax.random.key(2))
+    def __init__(self, config: LlamaConfig, exit_layer: int) -> None:
+        self.config, self.exit_layer = config, exit_layer
+        params = init_params(config, jax.random.key(2))
         # Larger than the initialisation's, so that the choice depends on the text and changes from token to token.
         target = jax.tree.map(lambda leaf: leaf * 20 if leaf.ndim == 2 else leaf, params)
-        self.weights = {"target": target, "adapter": init_adapter(CONFIG, jax.random.key(3))}
-        self._forward = jax.jit(lambda params, tokens: forward(CONFIG, params, tokens))
+        self.weights = {"target": target, "adapter": init_adapter(config, jax.random.key(3))}
+        self._forward = jax.jit(lambda params, tokens: forward(config, params, tokens))
         self._texts: dict[Any, list[int]] = {}
 
     def spec(self, gamma: int, propose: Any = dec.propose) -> dec.DecodeSpec:
-        return dec.DecodeSpec(CONFIG, 2 if gamma else CONFIG.num_hidden_layers, gamma, propose)
+        return dec.DecodeSpec(self.config, self.exit_layer if gamma else self.config.num_hidden_layers, gamma, propose)
 
     def reference(self, prompt: Sequence[int], count: int = NEW_TOKENS, weights: Any = None) -> list[int]:
         """Decode greedily in the plainest way: the whole text through all layers for every token, no cache."""
@@ -161,12 +162,19 @@ class Lab:
         if kind == "mixed":
             sure = rng.random(shape, np.float32)
         wrong = {"fool": np.ones(shape, bool), "mixed": rng.random(shape) < 0.2}.get(kind, np.zeros(shape, bool))
-        return {"known": np.where(wrong, (known + 1) % CONFIG.vocab_size, known), "sure": sure}
+        return {"known": np.where(wrong, (known + 1) % self.config.vocab_size, known), "sure": sure}
 
 
 @pytest.fixture(scope="session")
 def lab() -> Lab:
-    return Lab()
+    """Grouped-query attention, draft model of two layers of five."""
+    return Lab(CONFIG, exit_layer=2)
+
+
+@pytest.fixture(scope="session")
+def small_lab() -> Lab:
+    """One key/value head, and one layer on either side of the exit: with one prompt, a cache is a single row."""
+    return Lab(dataclasses.replace(CONFIG, num_key_value_heads=1, num_hidden_layers=2), exit_layer=1)
 
 
 @pytest.fixture(scope="session")

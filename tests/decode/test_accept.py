@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +14,7 @@ A, B, C, X, Y = range(5)
 
 
 def accepted(drafted: list[int], count: int, target: list[int]) -> int:
-    return int(accept_greedy(np.array([drafted]), np.array([count]), np.array([target]))[0])
+    return int(accept_greedy(jnp.array([drafted]), jnp.array([count]), jnp.array([target]))[0])
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,9 @@ def test_examples(drafted: list[int], count: int, target: list[int], expected: i
 
 
 def test_rows_do_not_mix() -> None:
-    drafted = np.array([[A, B], [A, B], [X, B]])
-    target = np.array([[A, B, C], [A, X, C], [A, B, C]])
-    assert accept_greedy(drafted, np.array([2, 2, 2]), target).tolist() == [2, 1, 0]
+    drafted = jnp.array([[A, B], [A, B], [X, B]])
+    target = jnp.array([[A, B, C], [A, X, C], [A, B, C]])
+    assert accept_greedy(drafted, jnp.array([2, 2, 2]), target).tolist() == [2, 1, 0]
 
 
 @given(st.data())
@@ -55,5 +55,5 @@ def test_equals_a_loop(data: st.DataObject) -> None:
         while length < counts[row] and drafted[row][length] == target[row][length]:
             length += 1
         expected.append(length)
-    got = jax.jit(accept_greedy)(np.array(drafted), np.array(counts), np.array(target))
+    got = jax.jit(accept_greedy)(jnp.array(drafted), jnp.array(counts), jnp.array(target))
     assert got.tolist() == expected

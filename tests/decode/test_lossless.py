@@ -56,10 +56,11 @@ def rounds_of(start: int, budget: int, gamma: int, eta: float, right: Any, sure:
     return accept_lengths, draft_lengths
 
 
-def test_the_models_text_is_worth_comparing(lab: Any) -> None:
-    texts = [lab.reference(prompt) for prompt in lab.prompts]
-    assert all(len(set(text)) >= 15 for text in texts)
-    assert len({tuple(text) for text in texts}) == len(texts)
+def test_the_models_text_is_worth_comparing(lab: Any, small_lab: Any) -> None:
+    for each in (lab, small_lab):
+        texts = [each.reference(prompt) for prompt in each.prompts]
+        assert all(len(set(text)) >= 15 for text in texts)
+        assert len({tuple(text) for text in texts}) == len(texts)
 
 
 def test_plain_decoding_equals_the_reference(lab: Any) -> None:
@@ -101,6 +102,15 @@ def test_an_oracle_commits_gamma_and_one_a_round_and_a_fool_one(lab: Any, known:
         for outcome in lab.run(gamma, prompts, weights=lab.tables(prompts, "fool"), propose=known):
             assert outcome.accept_lengths == [1] * (lab.new_tokens - 1)
             assert (outcome.accepted, outcome.drafted) == (0, gamma * (lab.new_tokens - 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_a_single_key_value_head(small_lab: Any, known: Any, kind: str) -> None:
+    for prompts, eta in itertools.product(batches(small_lab), (0.0, 0.6, 1.1)):
+        tables = small_lab.tables(prompts, kind)
+        for gamma, options in ((0, {}), (3, {"eta": eta, "weights": tables, "propose": known})):
+            for prompt, outcome in zip(prompts, small_lab.run(gamma, prompts, **options), strict=True):
+                assert outcome.ids == small_lab.reference(prompt)
 
 
 def test_an_eta_above_1_drafts_one_token_and_keeps_it(lab: Any, known: Any) -> None:
@@ -151,7 +161,7 @@ def test_stopping_after_some_rounds_and_going_on_changes_nothing(lab: Any, known
 def agreeing_weights(lab: Any) -> dict[str, Any]:
     """Return weights whose draft model is the target: deep layers add nothing, the adapter is the final norm."""
     target, adapter = dict(lab.weights["target"]), dict(lab.weights["adapter"])
-    exit_layer = lab.spec(1).exit_layer
+    exit_layer = lab.exit_layer
     for index in range(exit_layer, lab.config.num_hidden_layers):
         layer = {part: dict(params) for part, params in target[f"layers_{index}"].items()}
         for part, name in (("self_attn", "o_proj"), ("mlp", "down_proj")):
@@ -170,7 +180,7 @@ def expected_caches(lab: Any, weights: Any, text: np.ndarray) -> list[np.ndarray
 
     @jax.jit
     def one_pass(weights: Any, text: Any) -> Any:
-        config, exit_layer = lab.config, lab.spec(1).exit_layer
+        config, exit_layer = lab.config, lab.exit_layer
         positions = jnp.arange(text.shape[1])[None]
         x = embed(weights["target"], text)
         caches = init_cache(config, 1, text.shape[1], x.dtype, config.num_hidden_layers + 1)

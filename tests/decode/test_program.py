@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ CONFIG = LlamaConfig(
     num_hidden_layers=4,
     num_attention_heads=6,
     num_key_value_heads=3,
-    head_dim=46,
+    head_dim=70,
 )
 SLOTS = 768
 # What may have the size of a cache inside the loop: its update in place, and names for the result.
@@ -43,10 +44,11 @@ class Instruction(NamedTuple):
     size: int
 
 
-def computations(hlo: str) -> dict[str, list[str]]:
+def computations(hlo: str | None) -> dict[str, list[str]]:
     """Return the lines of every computation of an HLO module."""
     found: dict[str, list[str]] = {}
     lines: list[str] = []
+    assert hlo, "this backend shows no HLO"
     for line in hlo.splitlines():
         if start := _COMPUTATION.match(line):
             lines = found.setdefault(start[1], [])
@@ -65,7 +67,7 @@ def instructions(lines: list[str]) -> Iterator[Instruction]:
             yield Instruction(found[1], found[4], math.prod(int(extent) for extent in found[3].split(",") if extent))
 
 
-def in_loops(hlo: str) -> list[Instruction]:
+def in_loops(hlo: str | None) -> list[Instruction]:
     """Return the instructions of all while bodies, with what they call."""
     all_of_it = computations(hlo)
     waiting = [
@@ -80,17 +82,17 @@ def in_loops(hlo: str) -> list[Instruction]:
     return [instruction for name in seen for instruction in instructions(all_of_it[name])]
 
 
-def cache_copies(hlo: str, sizes: set[int]) -> set[str]:
+def cache_copies(hlo: str | None, sizes: set[int]) -> set[str]:
     """Return the opcodes in loops that make something as large as a cache, other than updating one in place."""
     return {found.opcode for found in in_loops(hlo) if found.size in sizes and found.opcode not in IN_PLACE}
 
 
-def cache_updates(hlo: str, sizes: set[int]) -> int:
+def cache_updates(hlo: str | None, sizes: set[int]) -> int:
     """Return how often a cache is updated in loops."""
     return sum(found.size in sizes and found.opcode in ("dynamic-update-slice", "scatter") for found in in_loops(hlo))
 
 
-def large_constants(hlo: str) -> list[str]:
+def large_constants(hlo: str | None) -> list[str]:
     every = [instruction for lines in computations(hlo).values() for instruction in instructions(lines)]
     return [found.name for found in every if found.opcode == "constant" and found.size > 1000]
 
@@ -103,11 +105,12 @@ def bytes_of(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def abstract_call(gamma: int, batch: int) -> tuple[dec.DecodeSpec, tuple[Any, ...]]:
+def abstract_call(gamma: int, batch: int, kv_heads: int) -> tuple[dec.DecodeSpec, tuple[Any, ...]]:
     """Return the arguments of ``decode`` as shapes; nothing is allocated."""
     shape = jax.ShapeDtypeStruct
-    spec = dec.DecodeSpec(CONFIG, 2 if gamma else 4, gamma)
-    weights = {"target": abstract_params(CONFIG), "adapter": abstract_adapter(CONFIG) if gamma else None}
+    config = dataclasses.replace(CONFIG, num_key_value_heads=kv_heads)
+    spec = dec.DecodeSpec(config, 2 if gamma else 4, gamma)
+    weights = {"target": abstract_params(config), "adapter": abstract_adapter(config) if gamma else None}
     row = shape((batch,), jnp.int32)
     eos = shape((1,), jnp.int32)
     prompt = shape((batch, 16), jnp.int32)
@@ -116,16 +119,21 @@ def abstract_call(gamma: int, batch: int) -> tuple[dec.DecodeSpec, tuple[Any, ..
 
 
 class Program(NamedTuple):
-    hlo: str
+    hlo: str | None
     memory: Any
     weights: Any
     state: dec.DecodeState
 
 
-@pytest.fixture(scope="module", params=[(3, 1), (3, 3), (0, 1), (0, 3)], ids=lambda at: f"gamma{at[0]}-batch{at[1]}")
+@pytest.fixture(
+    scope="module",
+    params=[(3, 1, 3), (3, 3, 3), (0, 1, 3), (0, 3, 3), (3, 1, 1), (0, 1, 1)],
+    ids="gamma{0[0]}-batch{0[1]}-kv{0[2]}".format,
+)
 def program(request: pytest.FixtureRequest) -> Program:
     spec, args = abstract_call(*request.param)
-    built = dec.decode.lower(spec, *args).compile(compiler_options=OPTIONS.get(jax.default_backend()))
+    options: Any = OPTIONS.get(jax.default_backend())
+    built = dec.decode.lower(spec, *args).compile(compiler_options=options)
     return Program(built.as_text(), built.memory_analysis(), args[0], args[1])
 
 
@@ -139,8 +147,8 @@ def test_no_cache_is_copied_in_the_loop(program: Program) -> None:
 
 def test_the_state_is_updated_in_place(program: Program) -> None:
     assert program.memory.alias_size_in_bytes == bytes_of(program.state)
-    one_cache = bytes_of(program.state.caches[0])
-    assert program.memory.temp_size_in_bytes < one_cache
+    # The largest temporaries are scores of attention, smaller here than a layer's keys and values.
+    assert program.memory.temp_size_in_bytes < bytes_of(program.state.caches[0])
 
 
 def test_weights_are_arguments(program: Program) -> None:
