@@ -13,12 +13,13 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 demo: $(INSTALLED)  ## write text with Kangaroo and with plain decoding, and compare their speed
-	$(RUN) -m kangaroo_jax --compare --show
+	$(RUN) -m kangaroo_jax --dtype float32 --compare --show
 
 test: $(INSTALLED)  ## run the tests (without the long ones, without torch)
 	$(RUN) -m pytest
 
 hf: $(INSTALLED)  ## run the tests against transformers' own models (installs torch)
+	@echo "Installing torch; the download can be large."
 	$(RUN) -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(RUN) -m pytest -m hf
 

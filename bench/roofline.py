@@ -76,7 +76,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=7, help="runs of each (default: %(default)s)")
     parser.add_argument("--transformers", action="store_true", help="also time transformers' generate; needs torch")
     args = parser.parse_args(argv)
-    params = kangaroo_jax.load(args.model)
+    if args.tokens < 2 or args.repeats < 1:
+        parser.error("--tokens must be at least 2, --repeats at least 1")
+    params = kangaroo_jax.load(args.model, dtype="float32")
     prompt = read_prompts()[0]["prompt"]
     other = transformers_rate(args.model) if args.transformers else None
     plain_rate(params, prompt, args.tokens)

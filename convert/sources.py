@@ -47,10 +47,16 @@ def _download(hub_id: str) -> Path:
     import huggingface_hub  # Not at the top: local sources do without it.
 
     try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(_PATTERNS)))
+        path = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(_PATTERNS)))
     except Exception as error:  # Those of the hub and of its HTTP library have no common base.
         raise ValueError(
             f"no directory {hub_id!r}, and downloading it from the hub failed ({type(error).__name__}: "
             f"{first_line(error)}); either check name, network and `hf auth login` (gated models), or fetch the files "
             "elsewhere and give their directory"
         ) from error
+    if not any(path.glob("*.safetensors")):
+        raise ValueError(
+            f"{hub_id} has no safetensors on the hub; save it as safetensors (transformers: model.save_pretrained) and "
+            "give that directory"
+        )
+    return path

@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("prompt", nargs="?", help="text to continue; with --compare: default, the built-in prompts")
     add("--model", default="joey", help="embedded name, converted directory or alias (default: %(default)s)")
     add("--adapter", type=Path, help="adapter directory (default: the model's own)")
+    add("--dtype", choices=("float32", "bfloat16"), help="of the weights (default: float32 on a CPU, else bfloat16)")
     add("--max-new-tokens", type=int, default=128, help="token budget (default: %(default)s)")
     add("--gamma", type=int, help="most tokens drafted in a round (default: the adapter's)")
     add("--eta", type=float, help="confidence below which drafting stops (default: the adapter's)")
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("both a prompt and --prompts; pass one of them")
         if args.repeats < 1:
             raise ValueError(f"repeats is {args.repeats}; it must be at least 1")
-        params = kangaroo_jax.load(args.model, adapter=args.adapter)
+        params = kangaroo_jax.load(args.model, adapter=args.adapter, dtype=args.dtype)
         return _compare(params, args) if args.compare else _continue(params, args)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,7 +10,7 @@ import jax
 _executables: dict[Any, Any] = {}
 
 OPTIONS: dict[str, dict[str, str]] = {
-    # Products over 8 rows: Eigen's are up to 1.6 times faster than YNNPACK's here (docs/joey.md).
+    # Products over a few rows: Eigen's beat YNNPACK's in most shapes measured (docs/joey.md).
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"},
 }
 """XLA options by platform; dropped where the installed XLA does not know them."""

@@ -25,7 +25,7 @@ from train.data import read_texts, tokenize, window_batch
 from train.loop import fit, replicate
 from train.loss import distillation_loss
 from train.options import build_parser, check_against_target, check_numbers, make_optimizer
-from train.record import claim, last_training_figures, run_settings
+from train.record import claim, last_training_figures, run_settings, text_digest
 from train.step import init_state, make_eval_step, make_train_step, split_devices
 
 EVAL_BATCHES = 4
@@ -85,6 +85,7 @@ def prepare(args: argparse.Namespace) -> Run:
             )
     settings = run_settings(args, config, target)
     texts, held = _texts(args, config, directory)
+    settings |= {"training_tokens": _count(texts), "text": text_digest(texts)}
     run = Run(config, target, draft, adapter, texts, held, out, settings)
     claim(run.workspace, settings)
     return run

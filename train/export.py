@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import jax
@@ -11,6 +10,7 @@ import orbax.checkpoint as ocp
 
 from kangaroo_jax.model import LlamaConfig, abstract_params
 from kangaroo_jax.store import write_hf
+from kangaroo_jax.store.files import write_json
 from train.tokenizer import write_byte_tokenizer
 
 
@@ -45,5 +45,5 @@ def export_joey(config: LlamaConfig, checkpoints: Path, out: Path) -> int:
         "eos_token_id": config.to_hf()["eos_token_id"],
         "do_sample": False,
     }
-    (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    write_json(out / "generation_config.json", generation)
     return max(steps)

@@ -7,6 +7,7 @@ candidates, the figures and the commands that made the shipped checkpoint.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("runs/joey"), help="folder for checkpoints and log (default: %(default)s)")
     add("--export", type=Path, metavar="DIR", help="write the trained model there in Hugging Face's format")
     add("--text", type=Path, nargs="*", default=[], help="more folders of Python sources beside the standard library")
-    add("--steps", type=int, default=1200, help="optimiser steps (default: %(default)s)")
-    add("--long-steps", type=int, default=100, help="last steps, on windows of full length (default: %(default)s)")
+    add("--steps", type=int, default=970, help="optimiser steps (default: %(default)s)")
+    add("--long-steps", type=int, default=60, help="last steps, on windows of full length (default: %(default)s)")
     add("--batch-tokens", type=int, default=4096, help="tokens per step (default: %(default)s)")
     add("--window", type=int, default=256, help="tokens per window before the long steps (default: %(default)s)")
     add("--learning-rate", type=float, default=5e-3, help="peak learning rate of Muon (default: %(default)s)")
@@ -135,4 +136,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None

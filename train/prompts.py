@@ -14,7 +14,7 @@ def draw_prompts(files: list[SourceFile], count: int, size: int, seed: int) -> l
     """Return ``count`` prompts of at most ``size`` characters, each from another file as long as there are any.
 
     A file is drawn with equal chance, then a line of it; files shorter than two prompts are passed over. A prompt
-    ends within a line now and then: after its last full line up to 12 more characters are kept.
+    mostly ends within a line: after its last full line up to 12 more characters are kept.
 
     Raises:
         ValueError: if no file is long enough.

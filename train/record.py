@@ -13,6 +13,8 @@ import numpy as np
 
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import fingerprint
+from kangaroo_jax.store.files import read_json, write_json
+from train.corpus import TokenTexts
 
 
 def run_settings(args: argparse.Namespace, config: LlamaConfig, target: Any) -> dict[str, Any]:
@@ -41,6 +43,14 @@ def run_settings(args: argparse.Namespace, config: LlamaConfig, target: Any) -> 
     }
 
 
+def text_digest(texts: TokenTexts) -> str:
+    """Return a short name of the training text: other text under the same name is another run."""
+    digest = hashlib.sha256()
+    for tokens in texts.tokens:
+        digest.update(np.asarray(tokens).tobytes())
+    return digest.hexdigest()[:16]
+
+
 def claim(workspace: Path, settings: dict[str, Any]) -> None:
     """Write a run's settings into its workspace, or check that the checkpoints found there are of the same run.
 
@@ -49,15 +59,14 @@ def claim(workspace: Path, settings: dict[str, Any]) -> None:
     """
     path = workspace / "settings.json"
     if path.exists() and any(item.name.isdigit() for item in (workspace / "checkpoints").glob("*")):
-        found = json.loads(path.read_text())
+        found = read_json(path, "delete that folder to start anew")
         for name, value in settings.items():
             if found.get(name) != value:
                 raise ValueError(
                     f"{workspace} holds a run with {name} {found.get(name)!r}, not {value!r}; "
                     "pass another --out, or delete that folder to start anew"
                 )
-    workspace.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+    write_json(path, settings)
 
 
 def last_training_figures(log: Path) -> dict[str, float]:

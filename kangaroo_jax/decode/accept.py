@@ -19,4 +19,4 @@ def accept_greedy(drafted: Int[Array, "B G"], count: Int[Array, " B"], target: I
         target: the target's argmax after the newest committed token and after each drafted one; R > G.
     """
     agrees = (drafted == target[:, : drafted.shape[1]]) & (jnp.arange(drafted.shape[1]) < count[:, None])
-    return jnp.cumprod(agrees.astype(jnp.int32), axis=1).sum(axis=1)
+    return jnp.cumprod(agrees.astype(jnp.int32), axis=1).sum(axis=1, dtype=jnp.int32)

@@ -56,7 +56,8 @@ class DecodeSpec:
     def rows(self) -> int:
         """Rows of a verification: ``gamma + 1`` rounded up to a multiple of 8.
 
-        On a CPU a product over 8 rows is faster than one over 4 to 7; on a GPU it costs the same (docs/joey.md).
+        At joey's shape a CPU's product over 8 rows is no slower than one over 4 to 7 (docs/joey.md), and where reading
+        the weights takes all the time, as on a GPU, it costs the same.
         """
         return -(-(self.gamma + 1) // 8) * 8
 

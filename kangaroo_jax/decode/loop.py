@@ -62,7 +62,7 @@ def prefill(
         tokens=jnp.pad(prompt, ((0, 0), (0, slots - width))),
         length=prompt_length,
         limit=prompt_length + max_new_tokens,
-        finish=jnp.full((batch,), RUNNING),
+        finish=jnp.full((batch,), RUNNING, jnp.int32),
         caches=(*shallow, *deep),
         adapter=adapter,
         stats=init_stats(batch, slots),

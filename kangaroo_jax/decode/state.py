@@ -89,13 +89,13 @@ def commit(
     count = jnp.where(is_end.any(-1), jnp.argmax(is_end, axis=-1) + 1, count)
     room = state.limit - state.length
     running = state.finish == RUNNING
-    count = jnp.where(running, jnp.minimum(count, room), 0)
+    count = jnp.where(running, jnp.minimum(count, room), 0).astype(jnp.int32)
     ended = (is_end & (index < count[:, None])).any(-1)
     finish = jnp.where(ended, STOP, jnp.where(count == room, LENGTH, RUNNING))
     state = state.replace(
         tokens=write_rows(state.tokens, block, state.length),
         length=state.length + count,
-        finish=jnp.where(running, finish, state.finish),
+        finish=jnp.where(running, finish, state.finish).astype(jnp.int32),
     )
     return state, count
 

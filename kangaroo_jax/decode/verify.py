@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kangaroo_jax.decode.draft import DecodeSpec, Draft
@@ -31,4 +30,4 @@ def verify(
     """
     last = spec.config.num_hidden_layers
     x, caches = run_layers(spec.config, weights["target"], draft.hidden, positions, caches, spec.exit_layer, last)
-    return head(weights["target"], final_norm(spec.config, weights["target"], x)).astype(jnp.float32), caches
+    return head(weights["target"], final_norm(spec.config, weights["target"], x)), caches

@@ -85,6 +85,8 @@ class LlamaConfig:
                 f"num_key_value_heads is {self.num_key_value_heads}; it must divide num_attention_heads "
                 f"({self.num_attention_heads})"
             )
+        if not self.rms_norm_eps > 0:
+            raise ValueError(f"rms_norm_eps is {self.rms_norm_eps}; it must be above 0")
         if self.head_dim < 2 or self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; rotary embedding needs an even number of at least 2")
 
@@ -106,7 +108,7 @@ class LlamaConfig:
             raise ValueError(f"config.json lacks {', '.join(missing)}; is it the config of a Llama model?")
         heads = config["num_attention_heads"]
         theta, scaling = _rope_from_hf(config)
-        eos = config.get("eos_token_id")
+        eos = config.get("eos_token_id", 2)  # As transformers: 2 when absent, none when null.
         optional = {
             name: config[name]
             for name in ("rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "bos_token_id")

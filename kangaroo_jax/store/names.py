@@ -36,8 +36,8 @@ def embedded(name: str) -> Path:
 
 
 def converted(name: str) -> Path:
-    """Return where the converter puts a model by default: the last part of its name, in the home folder."""
-    return home() / Path(name).name
+    """Return where the converter puts a model by default: its name in the home folder, with "--" for "/"."""
+    return home() / name.replace("/", "--")
 
 
 def resolve(name: str | os.PathLike[str]) -> Path:

@@ -183,8 +183,8 @@ def test_aliases_and_hub_ids_are_downloaded(name, hub_id, source, home_folder, m
     assert hf_to_flax.main([name]) == 0
     assert [repo_id for repo_id, _ in asked] == [hub_id]
     assert {"*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer.json"} <= set(asked[0][1])
-    assert tree_of(home_folder) == [Path(name).name]
-    assert load_target(name)[2] == home_folder / Path(name).name
+    assert tree_of(home_folder) == [name.replace("/", "--")]
+    assert load_target(name)[2] == home_folder / name.replace("/", "--")
 
 
 def test_an_unknown_dtype_is_refused_by_the_parser(source, capsys):

@@ -18,7 +18,7 @@ ETAS = (0.0, 0.3, 0.6, 0.9, 1.1)
 
 @cache
 def joey() -> kangaroo_jax.Params:
-    return kangaroo_jax.load("joey")
+    return kangaroo_jax.load("joey", dtype="float32")
 
 
 @cache

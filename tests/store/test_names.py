@@ -42,10 +42,10 @@ def test_directories_are_themselves(tmp_path):
 
 
 def test_converted_models_are_found_by_alias_hub_id_and_name(home_folder):
-    for name in ("vicuna-7b", "vicuna-7b-v1.3", "mine"):
+    for name in ("vicuna-7b", "lmsys--vicuna-7b-v1.3", "mine"):
         (home_folder / name).mkdir(parents=True)
     assert resolve("vicuna-7b") == home_folder / "vicuna-7b"
-    assert resolve("lmsys/vicuna-7b-v1.3") == home_folder / "vicuna-7b-v1.3"
+    assert resolve("lmsys/vicuna-7b-v1.3") == home_folder / "lmsys--vicuna-7b-v1.3"
     assert resolve("mine") == home_folder / "mine"
 
 
