@@ -247,8 +247,9 @@ def test_only_gamma_compiles_anew(lab: Any) -> None:
 def test_buckets_are_few_and_waste_little() -> None:
     sizes = [dec.bucket(size) for size in range(1, 5000)]
     assert sizes[:48] == [16] * 16 + [24] * 8 + [32] * 8 + [48] * 16
-    assert len(set(sizes)) < 20
-    assert all(size <= found <= max(16, 1.5 * size) for size, found in enumerate(sizes, 1))
+    assert sizes[512] == 768 and sizes[768] == sizes[1023] == 1024 and sizes[2048] == 2304
+    assert len(set(sizes[:512])) == 11 and set(sizes[512:]) == set(range(768, 5121, 256))
+    assert all(size <= found <= max(16, min(1.5 * size, size + 255)) for size, found in enumerate(sizes, 1))
 
 
 @pytest.mark.parametrize("gamma", [0, 1, 6, 7, 8, 16])
