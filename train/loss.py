@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kangaroo_jax.model import LlamaConfig, embed, final_norm, head, run_adapter, run_layers
+from kangaroo_jax.model import LlamaConfig, embed, head, logits, run_adapter, run_layers
 
 Sums = dict[str, jax.Array]
 
@@ -63,7 +63,7 @@ def distillation_loss(config: LlamaConfig, exit_layer: int) -> Callable[[Any, An
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         early, _ = run_layers(config, target, embed(target, tokens), positions, None, 0, exit_layer)
         late, _ = run_layers(config, target, early, positions, None, exit_layer, config.num_hidden_layers)
-        teacher = head(target, final_norm(config, target, late))
+        teacher = logits(config, target, late)
         drafted, _ = run_adapter(config, adapter, jax.lax.stop_gradient(early), positions, None)
         return distillation_sums(jax.lax.stop_gradient(teacher), head(target, drafted), batch["mask"])
 

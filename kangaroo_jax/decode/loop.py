@@ -16,7 +16,7 @@ from kangaroo_jax.decode.accept import accept_greedy
 from kangaroo_jax.decode.draft import DecodeSpec, draft
 from kangaroo_jax.decode.state import RUNNING, DecodeState, Weights, commit, init_stats, newest, record_round
 from kangaroo_jax.decode.verify import verify
-from kangaroo_jax.model import embed, final_norm, head, init_cache, run_adapter, run_layers
+from kangaroo_jax.model import embed, init_cache, logits, run_adapter, run_layers
 
 
 @partial(jax.jit, static_argnums=(0, 6))
@@ -57,7 +57,7 @@ def prefill(
         config, target, x, positions, caches[spec.exit_layer :], spec.exit_layer, config.num_hidden_layers
     )
     last = jnp.take_along_axis(x, prompt_length[:, None, None] - 1, axis=1)
-    first = jnp.argmax(head(target, final_norm(config, target, last)), axis=-1).astype(jnp.int32)
+    first = jnp.argmax(logits(config, target, last), axis=-1).astype(jnp.int32)
     state = DecodeState(
         tokens=jnp.pad(prompt, ((0, 0), (0, slots - width))),
         length=prompt_length,
@@ -76,8 +76,8 @@ def kangaroo_round(
     """Draft, verify, accept, commit: one round of Kangaroo (paper, algorithm 1), 1 to ``gamma + 1`` tokens long."""
     drafted = draft(spec, weights, state, eta)
     positions = state.length[:, None] - 1 + jnp.arange(spec.rows)
-    logits, deep = verify(spec, weights, drafted, positions, state.caches[spec.exit_layer :])
-    target = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    scores, deep = verify(spec, weights, drafted, positions, state.caches[spec.exit_layer :])
+    target = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     accepted = accept_greedy(drafted.tokens, drafted.count, target)
     # Accepted drafts equal the target's choices, so the target's row is the block to commit.
     state = state.replace(caches=(*drafted.caches, *deep), adapter=drafted.adapter)
@@ -93,7 +93,7 @@ def plain_round(
     config, target = spec.config, weights["target"]
     token, position = newest(state)
     x, caches = run_layers(config, target, embed(target, token), position, state.caches, 0, config.num_hidden_layers)
-    chosen = jnp.argmax(head(target, final_norm(config, target, x)), axis=-1).astype(jnp.int32)
+    chosen = jnp.argmax(logits(config, target, x), axis=-1).astype(jnp.int32)
     state, committed = commit(state.replace(caches=caches), chosen, jnp.ones_like(state.length), eos_token_id)
     nothing = jnp.zeros_like(committed)
     return record_round(state, committed, nothing, nothing)

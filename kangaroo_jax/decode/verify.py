@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from kangaroo_jax.decode.draft import DecodeSpec, Draft
 from kangaroo_jax.decode.state import Weights
-from kangaroo_jax.model import KVCache, final_norm, head, run_layers
+from kangaroo_jax.model import KVCache, logits, run_layers
 
 
 def verify(
@@ -30,4 +30,4 @@ def verify(
     """
     last = spec.config.num_hidden_layers
     x, caches = run_layers(spec.config, weights["target"], draft.hidden, positions, caches, spec.exit_layer, last)
-    return head(weights["target"], final_norm(spec.config, weights["target"], x)), caches
+    return logits(spec.config, weights["target"], x), caches

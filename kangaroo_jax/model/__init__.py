@@ -7,7 +7,7 @@ K key/value heads, hd head_dim, F intermediate_size, V vocab_size, N layers, G =
 from kangaroo_jax.model.adapter import Adapter, abstract_adapter, init_adapter, run_adapter
 from kangaroo_jax.model.cache import KVCache, init_cache
 from kangaroo_jax.model.config import KangarooConfig, LlamaConfig, RopeScaling
-from kangaroo_jax.model.llama import abstract_params, embed, final_norm, forward, head, init_params, run_layers
+from kangaroo_jax.model.llama import abstract_params, embed, forward, head, init_params, logits, run_layers
 
 __all__ = [
     "Adapter",
@@ -18,12 +18,12 @@ __all__ = [
     "abstract_adapter",
     "abstract_params",
     "embed",
-    "final_norm",
     "forward",
     "head",
     "init_adapter",
     "init_cache",
     "init_params",
+    "logits",
     "run_adapter",
     "run_layers",
 ]

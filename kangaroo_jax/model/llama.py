@@ -83,16 +83,16 @@ def head(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
     return linear(x, kernel, jnp.float32)
 
 
-def final_norm(config: LlamaConfig, params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """Apply the target's final RMSNorm."""
-    return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x)
+def logits(config: LlamaConfig, params: Params, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+    """Return the target's fp32 logits from the last layer's hidden state: final RMSNorm, then the LM head."""
+    return head(params, RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x))
 
 
 def forward(config: LlamaConfig, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
     """Return fp32 logits of every position of a batch of sequences that start at position 0, without a cache."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     x, _ = run_layers(config, params, embed(params, tokens), positions, None, 0, config.num_hidden_layers)
-    return head(params, final_norm(config, params, x))
+    return logits(config, params, x)
 
 
 def init_params(config: LlamaConfig, rng: Array) -> Params:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kangaroo_jax.model import embed, final_norm, forward, head, init_cache, run_layers
+from kangaroo_jax.model import embed, forward, init_cache, logits, run_layers
 from kangaroo_jax.store import read_hf
 
 pytestmark = pytest.mark.hf
@@ -35,7 +35,7 @@ def step(config, params, tokens, start, caches):
     """Logits of the last token of a block, and the caches with the block."""
     positions = start + jnp.arange(tokens.shape[1])[None]
     x, caches = run_layers(config, params, embed(params, tokens), positions, caches, 0, config.num_hidden_layers)
-    return head(params, final_norm(config, params, x[:, -1])), caches
+    return logits(config, params, x[:, -1]), caches
 
 
 def greedy(config, params, prompt, count):
