@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,8 +57,14 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
     try:
         return Tokenizer(_load_backend(directory))
     except Exception as error:  # The backend raises bare Exception, ValueError, KeyError, ... for a broken file.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"the tokenizer files in {directory} cannot be read ({reason}); copy them again") from error
+        raise ValueError(
+            f"the tokenizer files in {directory} cannot be read ({_reason(error)}); copy them again"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _load_backend(directory: Path) -> Any:
@@ -66,7 +73,47 @@ def _load_backend(directory: Path) -> Any:
     logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.getMessage())
     import transformers
 
-    if any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+    config_file = directory / "tokenizer_config.json"
+    config = json.loads(config_file.read_text()) if config_file.is_file() else {}
+    is_llama = config.get("tokenizer_class", "LlamaTokenizer") in ("LlamaTokenizer", "LlamaTokenizerFast")
+    if (directory / "tokenizer.json").is_file() or not is_llama:
         return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    # A lone tokenizer.model does not say what it is for: left to guess, transformers drops BOS and the leading space.
-    return transformers.LlamaTokenizer.from_pretrained(directory, local_files_only=True, add_bos_token=True)
+    # Left to guess what a tokenizer.model is for, transformers drops BOS.
+    unsaid = {} if "add_bos_token" in config else {"add_bos_token": True}
+    backend = transformers.LlamaTokenizer.from_pretrained(directory, local_files_only=True, **unsaid)
+    _as_sentencepiece(backend.backend_tokenizer, directory / "tokenizer.model", config.get("legacy") is not False)
+    return backend
+
+
+def _as_sentencepiece(backend: Any, model_file: Path, legacy: bool) -> None:
+    """Make a Llama tokenizer split text as SentencePiece does.
+
+    transformers merges pieces in the order of their ids; SentencePiece goes by scores, and Llama's runs of spaces have
+    low ids and the lowest scores::
+
+        "I  enjoyed"    SentencePiece "▁I" "▁" "▁enjoyed"    by ids "▁I" "▁▁" "en" "jo" "yed"
+
+    Args:
+        backend: of the ``tokenizers`` library; changed in place.
+        model_file: ``tokenizer.model``.
+        legacy: whether a space goes before every piece of text, also after a special token and before another space,
+            as Llama 1 and Vicuna learnt it; transformers' name for it.
+    """
+    import sentencepiece
+    from tokenizers import models, normalizers
+
+    model = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
+    vocab = {model.id_to_piece(i): i for i in range(model.get_piece_size())}
+    scores = {
+        piece: model.get_score(i)
+        for piece, i in vocab.items()
+        if not (model.is_byte(i) or model.is_control(i) or model.is_unknown(i) or model.is_unused(i))
+    }
+    pairs = [(piece[:cut], piece[cut:]) for piece in scores for cut in range(1, len(piece))]
+    merges = [pair for pair in pairs if pair[0] in scores and pair[1] in scores]
+    # Of equal scores SentencePiece takes the leftmost: a run of spaces grows from the left, so the longer come first.
+    merges.sort(key=lambda pair: (scores["".join(pair)], len(pair[0])), reverse=True)
+    backend.model = models.BPE(vocab=vocab, merges=merges, fuse_unk=True, byte_fallback=True)
+    if legacy:
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+        backend.pre_tokenizer = None
