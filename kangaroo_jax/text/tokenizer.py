@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,51 @@ class Tokenizer:
         special_ids: ids that stand for no text (BOS, EOS, ...); ``decode`` leaves them out.
         byte_ids: ids of SentencePiece's byte-fallback pieces; empty for byte-level tokenizers. What such a piece
             decodes to depends on the bytes around it.
+        chat_template: the checkpoint's own template of conversations (Jinja), or None.
     """
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
         self.special_ids = frozenset(i for i, token in backend.added_tokens_decoder.items() if token.special)
         self.byte_ids = frozenset(i for token, i in backend.get_vocab().items() if token in _BYTE_TOKENS)
+        template = backend.chat_template
+        # Several templates have names; the others are for tools.
+        self.chat_template: str | None = template.get("default") if isinstance(template, dict) else template
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text``, with BOS in front if the checkpoint's tokenizer puts one there."""
         # verbose=False: text longer than model_max_length is refused, with its reason, by whoever allocates the cache.
         return list(self._backend(text, verbose=False)["input_ids"])
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]], chat_template: str) -> list[int]:
+        """Return the ids of a conversation with the start of the assistant's reply, as transformers renders it.
+
+        One thing differs: BOS is in front if ``encode`` puts one there, also where the template leaves it out.
+
+        Special tokens in the template are tokens; those in the messages (``"</s>"``) are plain text, with
+        transformers 5.20 or newer; older ones still make them tokens.
+
+        Args:
+            messages: ``{"role", "content"}`` each.
+            chat_template: Jinja.
+
+        Raises:
+            ValueError: if the template is wrong or refuses the messages.
+        """
+        conversation = [dict(message) for message in messages]
+        options: dict[str, Any] = {"return_dict": False, "tokenizer_kwargs": {"verbose": False}}  # As in encode().
+        tokens = [] if self._backend.split_special_tokens else list(self._backend.added_tokens_encoder)
+        if any(token in message["content"] for message in conversation for token in tokens):
+            # Only where it is needed: it cuts the text at these tokens, and drops two private characters.
+            options["sanitize_control_tokens"] = True
+        try:
+            ids = self._backend.apply_chat_template(
+                conversation, chat_template=chat_template, add_generation_prompt=True, **options
+            )
+        except Exception as error:  # A template is a program of its own: it may raise anything.
+            raise ValueError(f"the chat template fails ({_reason(error)}); change messages or chat_template") from error
+        bos = [self._backend.bos_token_id]
+        return bos + ids if self.encode("")[:1] == bos != ids[:1] else ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of ``ids`` without special tokens; bytes that are not UTF-8 become U+FFFD."""
