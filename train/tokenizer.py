@@ -11,6 +11,13 @@ from train.corpus import BOS, BYTE_OFFSET, EOS, UNK
 
 SPECIAL_TOKENS = {"<unk>": UNK, "<s>": BOS, "</s>": EOS}
 
+# joey never saw a conversation: the template is there so that chat can be tried. The text is bytes all through, so it
+# has no special token, and it may end with a space, which no token of the reply contains.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant: {% endif %}"
+)
+
 
 def byte_characters() -> list[str]:
     """Return the printable character that byte-level tokenizers write for each of the 256 bytes (GPT-2's table).
@@ -26,7 +33,8 @@ def write_byte_tokenizer(directory: Path, model_max_length: int = 1024) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json`` of the byte-level tokenizer.
 
     ``encode(text) == [BOS] + [BYTE_OFFSET + b for b in text.encode()]`` for every text, and decoding inverts it. Text
-    that reads like a special token (``"<s>"``) is bytes as well.
+    that reads like a special token (``"<s>"``) is bytes as well. A conversation is lines of ``User: ...`` and
+    ``Assistant: ...``.
 
     Args:
         directory: where to write; made when missing.
@@ -48,6 +56,7 @@ def write_byte_tokenizer(directory: Path, model_max_length: int = 1024) -> None:
         "model_max_length": model_max_length,
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,
+        "chat_template": CHAT_TEMPLATE,
     }
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+import kangaroo_jax
 from kangaroo_jax.text import Tokenizer, load_tokenizer
 from train.corpus import BOS, VOCAB_SIZE, encode_bytes
 from train.tokenizer import write_byte_tokenizer
@@ -56,3 +58,9 @@ def test_every_id_is_in_the_vocabulary(tokenizer: Tokenizer, directory: Path) ->
 
 def test_bytes_outside_utf8_become_replacement_characters(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([1, *encode_bytes(b"a\xffb\xc3").tolist(), 2]) == "a\ufffdb\ufffd"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_the_embedded_model_has_these_files(directory: Path, name: str) -> None:
+    embedded = Path(kangaroo_jax.__file__).parent / "assets" / "joey" / name
+    assert json.loads(embedded.read_text()) == json.loads((directory / name).read_text())

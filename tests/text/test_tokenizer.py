@@ -26,26 +26,6 @@ LLAMA_TOKENIZER_CONFIG = {
 }
 
 
-@pytest.fixture(scope="module")
-def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train a small model with Llama's settings: BPE, byte fallback, ids 0, 1, 2 = <unk>, <s>, </s>."""
-    path = tmp_path_factory.mktemp("sentencepiece") / "tokenizer.model"
-    text = ["the kangaroo jumps over the lazy dog", "a user and an assistant", "what is the answer to this question"]
-    with path.open("wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(text * 3),
-            model_writer=file,
-            vocab_size=320,
-            model_type="bpe",
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            hard_vocab_limit=False,
-            minloglevel=2,
-        )
-    return path
-
-
 @pytest.fixture(params=["tokenizer.model alone", "with tokenizer_config.json"])
 def llama_directory(request: pytest.FixtureRequest, sentencepiece_model: Path, tmp_path: Path) -> Path:
     """Return a directory as Vicuna's: no tokenizer.json, the config of a Llama beside the model."""
@@ -56,7 +36,18 @@ def llama_directory(request: pytest.FixtureRequest, sentencepiece_model: Path, t
     return tmp_path
 
 
-@pytest.mark.parametrize("text", ["the user jumps", "A chat: what is this?", "kangaroo\nis é 漢 🦘", "x  y "])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the user jumps",
+        "A chat: what is this?",
+        "kangaroo\nis é 漢 🦘",
+        "x  y ",
+        " the user",
+        "the  user\n    jumps",  # The last space belongs to the word: pieces merge by score, not in the order of ids.
+        "a         user <0x0A>",
+    ],
+)
 def test_sentencepiece_model_is_read_as_sentencepiece_does(
     llama_directory: Path, sentencepiece_model: Path, text: str
 ) -> None:
@@ -65,6 +56,23 @@ def test_sentencepiece_model_is_read_as_sentencepiece_does(
     ids = tokenizer.encode(text)
     assert ids == [1, *reference.encode(text)]
     assert tokenizer.decode(ids) == text
+
+
+def test_text_after_a_special_token_has_its_space_in_front(llama_directory: Path, sentencepiece_model: Path) -> None:
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model))
+    ids = load_tokenizer(llama_directory).encode("the user</s>jumps")
+    assert ids == [1, *reference.encode("the user"), 2, *reference.encode("jumps")]
+
+
+def test_what_tokenizer_config_says_counts(sentencepiece_model: Path, tmp_path: Path) -> None:
+    shutil.copy(sentencepiece_model, tmp_path)
+    config = LLAMA_TOKENIZER_CONFIG | {"legacy": False, "add_bos_token": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model))
+    ids = load_tokenizer(tmp_path).encode("the</s>jumps")
+    end = ids.index(2)
+    assert ids[:end] == reference.encode("the")
+    assert not reference.id_to_piece(ids[end + 1]).startswith("\u2581")
 
 
 def test_special_and_byte_ids(llama_directory: Path) -> None:

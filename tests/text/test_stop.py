@@ -1,0 +1,74 @@
+"""Stop strings cut a text in the same place however it arrives, and no piece of one is ever shown."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from kangaroo_jax.text import StopScanner
+
+ALPHABET = "abé🦘"
+STOPS = st.lists(st.text(ALPHABET, min_size=1, max_size=4), max_size=4)
+
+
+def cut(text: str, stops: list[str]) -> str | None:
+    """Return the text before its stop string, straight from the definition; None if there is no stop string."""
+    for end in range(1, len(text) + 1):
+        if starts := [end - len(stop) for stop in stops if text[:end].endswith(stop)]:
+            return text[: min(starts)]
+    return None
+
+
+def begun(text: str, stops: list[str]) -> str:
+    """Return the longest suffix that is a proper prefix of a stop string."""
+    prefixes = {stop[:length] for stop in stops for length in range(len(stop))} | {""}
+    return max((prefix for prefix in prefixes if text.endswith(prefix)), key=len)
+
+
+def split(text: str, cuts: list[int]) -> list[str]:
+    bounds = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    return [text[start:stop] for start, stop in itertools.pairwise(bounds)]
+
+
+@given(stops=STOPS, text=st.text(ALPHABET, max_size=14), cuts=st.lists(st.integers(0, 14), max_size=14))
+@example(stops=["abab", "ba"], text="abab", cuts=[1, 2, 3])  # Overlapping: the one that ends first.
+@example(stops=["b", "aab", "ab"], text="éaab", cuts=[])  # All end together: the one that starts first.
+@example(stops=["aab"], text="aaab", cuts=[2, 3])  # The beginning that was held back is let go by one character.
+def test_any_pieces_give_what_the_definition_gives(stops: list[str], text: str, cuts: list[int]) -> None:
+    scanner = StopScanner(stops)
+    shown, arrived = "", ""
+    for piece in split(text, cuts):
+        shown += scanner.push(piece)
+        arrived += piece
+        expected = cut(arrived, stops)
+        assert scanner.stopped == (expected is not None)
+        # Neither less nor more than is certain.
+        assert shown == (arrived.removesuffix(begun(arrived, stops)) if expected is None else expected)
+    shown += scanner.finish()
+    assert shown == (text if cut(text, stops) is None else cut(text, stops))
+
+
+def test_nothing_is_shown_after_a_stop() -> None:
+    scanner = StopScanner(["."])
+    assert [scanner.push("hop. and"), scanner.push(" hop"), scanner.finish()] == ["hop", "", ""]
+
+
+def test_a_beginning_is_held_back_until_it_is_certain() -> None:
+    scanner = StopScanner(["\nUser:"])
+    assert [scanner.push(piece) for piece in ["hi\n", "Use", "less\n"]] == ["hi", "", "\nUseless"]
+    assert scanner.finish() == "\n"
+    assert not scanner.stopped
+
+
+@pytest.mark.parametrize("stops", ["stop", 3, ["a", 3], [b"a"], None])
+def test_what_is_no_list_of_strings(stops: object) -> None:
+    with pytest.raises(ValueError, match=r"stop_strings is .*; pass a list of strings"):
+        StopScanner(stops)  # type: ignore[arg-type]
+
+
+def test_empty_stop_string() -> None:
+    with pytest.raises(ValueError, match="empty string, which every text contains; leave it out"):
+        StopScanner(["a", ""])
