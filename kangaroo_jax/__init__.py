@@ -5,13 +5,16 @@
 >>> print(kangaroo_jax.generate(params, "def fibonacci(n):"))  # doctest: +SKIP
 """
 
-from kangaroo_jax.api import Params, generate, load, stream
+from kangaroo_jax.api import generate, stream
+from kangaroo_jax.chat import Chat
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
+from kangaroo_jax.params import Params, load
 from kangaroo_jax.results import Generation, Stats
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Chat",
     "Generation",
     "KangarooConfig",
     "LlamaConfig",

@@ -10,7 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from kangaroo_jax.api import Params, generate
+from kangaroo_jax.api import generate
+from kangaroo_jax.params import Params
 from kangaroo_jax.results import Generation
 
 REPETITION_PERIOD = 64

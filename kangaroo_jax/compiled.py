@@ -1,12 +1,18 @@
-"""Ahead-of-time compilation, so that compile time is known and never counted as decoding."""
+"""Ahead-of-time compilation: compile time is known, never counted as decoding, and spent once for all processes."""
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
+from kangaroo_jax.store.names import home
+
+CACHE_SWITCH = "KANGAROO_COMPILATION_CACHE"
+_LEAST_SECONDS = 0.2
 _executables: dict[Any, Any] = {}
 
 OPTIONS: dict[str, dict[str, str]] = {
@@ -35,6 +41,8 @@ def compiled(function: Any, static: dict[int, Any], *args: Any) -> tuple[Any, fl
     merged = list(args)
     for position, value in sorted(static.items()):
         merged.insert(position, value)
+    if not _executables:
+        _use_persistent_cache()
     start = time.perf_counter()
     lowered = function.lower(*merged)
     try:
@@ -44,6 +52,19 @@ def compiled(function: Any, static: dict[int, Any], *args: Any) -> tuple[Any, fl
             raise
         _executables[key] = lowered.compile()
     return _executables[key], time.perf_counter() - start
+
+
+def _use_persistent_cache() -> None:
+    """Let JAX keep compiled programs in the home folder, unless the user has chosen another place, or none.
+
+    ``KANGAROO_COMPILATION_CACHE=0`` turns it off; a directory set for JAX itself (``JAX_COMPILATION_CACHE_DIR``) is
+    left as it is.
+    """
+    if os.environ.get(CACHE_SWITCH, "1").lower() in ("0", "off", "false", "no") or jax.config.jax_compilation_cache_dir:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(home() / ".compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
+    compilation_cache.reset_cache()  # JAX looks for a directory once, and something may have been compiled before.
 
 
 def executables() -> int:

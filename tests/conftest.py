@@ -5,6 +5,7 @@ No persistent compilation cache: a test that counts traces or reads compiled cod
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import jax
@@ -16,6 +17,9 @@ from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter, init_p
 from kangaroo_jax.store import save_adapter, write_hf
 from train.corpus import VOCAB_SIZE
 from train.tokenizer import write_byte_tokenizer
+
+# See above: no cache on disk.
+os.environ["KANGAROO_COMPILATION_CACHE"] = "0"
 
 # The first example of a test may load or compile something; how long that takes says nothing about the code.
 settings.register_profile("suite", deadline=None, print_blob=True)

@@ -217,8 +217,8 @@ def test_a_stream_takes_the_options_of_generate(tiny: kangaroo_jax.Params, plain
     _, out = exhausted(stream(tiny, PROMPT, **options))
     whole = generate(tiny, PROMPT, **options)
     assert (out.text, out.token_ids, out.finish_reason) == (whole.text, whole.token_ids, "stop")
-    with pytest.raises(TypeError, match="temperature"):
-        stream(tiny, PROMPT, temperature=1.0)
+    with pytest.raises(TypeError, match=r"stream\(\) got an unexpected keyword argument 'heat'"):
+        stream(tiny, PROMPT, heat=1.0)
 
 
 def test_a_stream_refuses_bad_input_at_the_call(tiny: kangaroo_jax.Params) -> None:
@@ -240,7 +240,7 @@ def test_the_first_call_compiles_and_the_second_does_not(tiny: kangaroo_jax.Para
     params = tiny.replace(config=dataclasses.replace(tiny.config, max_position_embeddings=97))
     before = executables()
     first = generate(params, PROMPT, gamma=3, max_new_tokens=20).stats
-    assert first.compile_seconds > 0 and executables() == before + 2  # prefill and loop
+    assert first.compile_seconds > 0 and executables() == before + 3  # caches, prefill and loop
     # Compilation is in no other figure.
     assert first.prefill_seconds + first.decode_seconds < first.compile_seconds
     for prompt, options in (
@@ -257,19 +257,31 @@ def test_the_first_call_compiles_and_the_second_does_not(tiny: kangaroo_jax.Para
         assert stats.compile_seconds == 0
     _, streamed = exhausted(stream(params, PROMPT, gamma=3, max_new_tokens=20, rounds_per_call=2))
     assert streamed.stats.compile_seconds == 0
-    assert executables() == before + 2
+    assert executables() == before + 3
 
 
 @pytest.mark.parametrize(
     ("prompt", "options", "words"),
     [
         ([], {}, ("prompt is empty", "at least one token")),
-        (None, {}, ("prompt is None", "string or a list of token ids")),
-        (5, {}, ("prompt is 5", "string or a list")),
-        ([1.0, 2.0], {}, ("prompt is [1.0, 2.0]", "string or a list")),
-        ([[1, 2]], {}, ("prompt is [[1, 2]]", "string or a list")),
-        (["a", "b"], {}, ("prompt is ['a', 'b']", "string or a list")),
-        (b"abc", {}, ("prompt is b'abc'", "string or a list")),
+        (None, {}, ("prompt is None", "a string, a list of token ids")),
+        (5, {}, ("prompt is 5", "a string, a list of token ids")),
+        ([1.0, 2.0], {}, ("prompt is [1.0, 2.0]", "a string, a list of token ids")),
+        (np.ones((2, 2)), {}, ("prompt 0 is [1.0, 1.0]", "a list of token ids")),
+        ([[[1]]], {}, ("prompt 0 is ", "a list of token ids")),
+        (b"abc", {}, ("prompt is b'abc'", "a string, a list of token ids")),
+        ([b"abc"], {}, ("prompt is [b'abc']", "a string, a list of token ids")),
+        ({"role": "user", "content": "a"}, {}, ("prompt is {'role'", "a list of messages")),
+        ([PROMPT, [1, 2]], {}, ("prompt mixes text and list",)),
+        ([PROMPT, 1], {}, ("prompt mixes text and token id",)),
+        ([1, None], {}, ("prompt is [1, None]", "a list of token ids")),
+        ([PROMPT, None], {}, ("prompt is ['def f(x):', None]",)),
+        ([[1], []], {}, ("prompt 1 is empty", "at least one token")),
+        ([[1], [1, 259]], {}, ("prompt 1 has token id 259", "0 to 258")),
+        ([PROMPT, "x" * 100], {}, ("prompt 1 has 101 tokens", "at most 100")),
+        ([{"content": "a"}], {}, ("messages[0]", "without a role")),
+        ([{"role": "user"}], {}, ("messages[0] has content None", "a string")),
+        ([{"role": "user", "content": "a"}, "b"], {}, ("prompt mixes message and text",)),
         ("a\udcffb", {}, ("prompt", "surrogate")),
         ([1, 259], {}, ("token id 259", "0 to 258")),
         ([1, -1], {}, ("token id -1", "0 to 258")),
@@ -299,6 +311,32 @@ def test_the_first_call_compiles_and_the_second_does_not(tiny: kangaroo_jax.Para
         (PROMPT, {"eos_token_id": ["2"]}, ("eos_token_id is ['2']", "token id")),
         (PROMPT, {"eos_token_id": 2**40}, (f"eos_token_id has token id {2**40}", "0 to 258")),
         (PROMPT, {"eos_token_id": -1}, ("eos_token_id has token id -1", "0 to 258")),
+        (PROMPT, {"stop_strings": ""}, ("stop_strings has an empty string", "none of them empty")),
+        (PROMPT, {"stop_strings": ["a", ""]}, ("stop_strings has an empty string", "none of them empty")),
+        (PROMPT, {"stop_strings": 5}, ("stop_strings is 5", "a list of strings")),
+        (PROMPT, {"stop_strings": ["a", 5]}, ("stop_strings is ['a', 5]", "a list of strings")),
+        (PROMPT, {"stop_strings": b"a"}, ("stop_strings is b'a'", "a list of strings")),
+        (PROMPT, {"do_sample": 1}, ("do_sample is 1", "True or False")),
+        (PROMPT, {"do_sample": "yes"}, ("do_sample is 'yes'", "True or False")),
+        (PROMPT, {"temperature": -0.1}, ("temperature is -0.1", "0 or more")),
+        (PROMPT, {"temperature": math.nan}, ("temperature is nan", "0 or more")),
+        (PROMPT, {"temperature": math.inf}, ("temperature is inf", "0 or more")),
+        (PROMPT, {"temperature": None}, ("temperature is None", "0 or more")),
+        (PROMPT, {"temperature": "1"}, ("temperature is '1'", "0 or more")),
+        (PROMPT, {"top_p": 0}, ("top_p is 0", "above 0 and up to 1")),
+        (PROMPT, {"top_p": 1.01}, ("top_p is 1.01", "above 0 and up to 1")),
+        (PROMPT, {"top_p": -1}, ("top_p is -1", "above 0 and up to 1")),
+        (PROMPT, {"top_p": True}, ("top_p is True", "above 0 and up to 1")),
+        (PROMPT, {"top_k": -1}, ("top_k is -1", "at least 0")),
+        (PROMPT, {"top_k": 2.5}, ("top_k is 2.5", "whole number")),
+        (PROMPT, {"min_p": -0.1}, ("min_p is -0.1", "0 to 1")),
+        (PROMPT, {"min_p": 1.5}, ("min_p is 1.5", "0 to 1")),
+        (PROMPT, {"seed": 1.5}, ("seed is 1.5", "whole number")),
+        (PROMPT, {"seed": "1"}, ("seed is '1'", "whole number")),
+        (PROMPT, {"seed": -1}, ("seed is -1", "at least 0")),
+        (PROMPT, {"num_return_sequences": 0}, ("num_return_sequences is 0", "at least 1")),
+        (PROMPT, {"num_return_sequences": 2}, ("num_return_sequences is 2", "do_sample=True")),
+        (PROMPT, {"num_return_sequences": 2, "do_sample": True, "temperature": 0}, ("greedy", "above 0")),
     ],
     ids=repr,
 )

@@ -16,10 +16,9 @@ LOOP = (5, 6, 7) * 14
 
 
 def run_of(ids: tuple[int, ...], accept_lengths: tuple[int, ...], reason: str = "length") -> Generation:
-    drafts = tuple(4 for _ in accept_lengths)
-    return Generation(
-        "text", ids, reason, Stats("kangaroo", 4, 0.5, len(ids), accept_lengths, drafts, 9, 0.1, 0.9, 0.0)
-    )
+    each = tuple(1 for _ in accept_lengths)
+    costs = (len(ids), accept_lengths, each, each, tuple((0.5,) for _ in each), 3, 3, 1, 0.1, 0.9, 0.0)
+    return Generation("text", ids, reason, Stats("kangaroo", 4, 0.5, *costs), ("",) * len(ids))
 
 
 def pair_of(

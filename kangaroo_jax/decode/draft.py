@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from kangaroo_jax.decode.state import RUNNING, DecodeState, Weights, newest
+from kangaroo_jax.decode.accept import accept_sampled
+from kangaroo_jax.decode.sampling import DRAFT, choose
+from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Weights, newest
 from kangaroo_jax.model import KVCache, LlamaConfig, embed, head, run_adapter, run_layers
 
-Propose = Callable[..., tuple[Array, Array, KVCache | None]]
+Propose = Callable[..., tuple[Array, KVCache | None]]
 
 
 def propose(
@@ -23,17 +25,14 @@ def propose(
     hidden: Float[Array, "B 1 D"],
     positions: Int[Array, "B 1"],
     cache: KVCache | None,
-) -> tuple[Int[Array, " B"], Float[Array, " B"], KVCache | None]:
-    """Draft the token after ``positions`` from hidden states of the exit layer: adapter, LM head, argmax.
+) -> tuple[Float[Array, "B V"], KVCache | None]:
+    """Return the draft model's logits of the token after ``positions``: adapter and LM head on the exit layer's states.
 
     Returns:
-        The drafted tokens; their confidence, the top-1 softmax probability ``1 / sum(exp(logits - max))`` in fp32;
-        and the adapter's cache with this position written.
+        fp32 logits, and the adapter's cache with this position written.
     """
     adapted, cache = run_adapter(config, weights["adapter"], hidden, positions, cache)
-    logits = head(weights["target"], adapted)[:, 0]
-    confidence = 1.0 / jnp.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32), confidence, cache
+    return head(weights["target"], adapted)[:, 0], cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +43,19 @@ class DecodeSpec:
         config: shape of the target.
         exit_layer: layers the draft model shares with the target (l).
         gamma: largest number of tokens drafted in one round; 0 decodes plainly.
-        propose: drafts one token from a hidden state; replaced in tests by an oracle and a fool.
+        sample: whether tokens are drawn at random, or the most likely one is taken.
+        truncate: whether top_k and top_p are applied to what is drawn from.
+        propose: drafts from a hidden state; replaced in tests by an oracle and a fool.
+        accept: the rule of acceptance when tokens are drawn; replaced in tests by wrong ones.
     """
 
     config: LlamaConfig
     exit_layer: int
     gamma: int
+    sample: bool = False
+    truncate: bool = False
     propose: Propose = propose
+    accept: Callable[..., tuple[Array, Array]] = accept_sampled
 
     @property
     def rows(self) -> int:
@@ -61,6 +66,11 @@ class DecodeSpec:
         """
         return -(-(self.gamma + 1) // 8) * 8
 
+    @property
+    def for_prefill(self) -> DecodeSpec:
+        """The spec of the prefill that serves this one: the same for each gamma above 0 with as many rows."""
+        return dataclasses.replace(self, gamma=max(self.rows - 8, 1) if self.gamma else 0)
+
 
 class Draft(struct.PyTreeNode):
     """What one drafting phase leaves for verification.
@@ -68,6 +78,8 @@ class Draft(struct.PyTreeNode):
     Attributes:
         tokens: drafted tokens, ``[B, G]``; valid up to ``count``.
         count: tokens drafted for each sequence, at least 1 while it runs, ``[B]``.
+        confidence: top-1 probability of the draft model at each drafted token, ``[B, R]``; valid up to ``count``.
+        log_q: log-probabilities each token was drawn with, ``[B, G, V]``; None when the most likely one is taken.
         hidden: ``hidden_states[l]`` of the newest committed token and of every drafted one, ``[B, R, D]``; R is
             ``DecodeSpec.rows``, rows beyond ``count`` are zeros or stale.
         caches: the shallow layers' caches, written at all those positions.
@@ -76,6 +88,8 @@ class Draft(struct.PyTreeNode):
 
     tokens: Int[Array, "B G"]
     count: Int[Array, " B"]
+    confidence: Float[Array, "B R"]
+    log_q: Float[Array, "B G V"] | None
     hidden: Float[Array, "B R D"]
     caches: tuple[KVCache, ...]
     adapter: KVCache | None
@@ -87,17 +101,18 @@ class _Carry(struct.PyTreeNode):
     draft: Draft
 
 
-def draft(spec: DecodeSpec, weights: Weights, state: DecodeState, eta: Float[Array, ""]) -> Draft:
+def draft(spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Controls) -> Draft:
     """Draft until no sequence is confident any more, or ``gamma`` tokens are drafted.
 
-    A token drafted with confidence below ``eta`` ends the drafting of its sequence, and is kept: it is verified like
-    the others. While some sequence goes on, the others run along and their results are not counted.
+    The confidence is the draft model's top-1 probability, in fp32, before temperature and cuts. A token drafted with
+    confidence below ``eta`` ends the drafting of its sequence, and is kept: it is verified like the others. While some
+    sequence goes on, the others run along and their results are not counted.
 
     Args:
         spec: static description.
         weights: target and adapter.
         state: the state between two rounds.
-        eta: confidence below which drafting stops; a traced scalar.
+        controls: eta, and how tokens are drawn.
 
     Returns:
         The draft. Afterwards shallow and adapter caches cover every position a round can commit, also when all drafts
@@ -116,22 +131,31 @@ def draft(spec: DecodeSpec, weights: Weights, state: DecodeState, eta: Float[Arr
     def draft_one(carry: _Carry) -> _Carry:
         step, now = carry.step, carry.draft
         hidden = jax.lax.dynamic_slice_in_dim(now.hidden, step, 1, axis=1)
-        drafted, confidence, adapter = spec.propose(spec.config, weights, hidden, position + step, now.adapter)
+        logits, adapter = spec.propose(spec.config, weights, hidden, position + step, now.adapter)
+        drafted, log_q = choose(spec, controls.sampling, logits, state.seed, state.length, DRAFT + step)
+        confidence = 1.0 / jnp.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
         hidden, caches = shallow(drafted[:, None], position + step + 1, now.caches)
         after = Draft(
             tokens=jax.lax.dynamic_update_slice(now.tokens, drafted[:, None], (0, step)),
             count=now.count + carry.active,
+            confidence=jax.lax.dynamic_update_slice(now.confidence, confidence[:, None], (0, step)),
+            # Nothing to note (None) when tokens are not drawn.
+            log_q=jax.tree.map(
+                lambda noted, new: jax.lax.dynamic_update_slice(noted, new[:, None], (0, step, 0)), now.log_q, log_q
+            ),
             hidden=jax.lax.dynamic_update_slice(now.hidden, hidden, (0, step + 1, 0)),
             caches=caches,
             adapter=adapter,
         )
-        return _Carry(step + 1, carry.active & (confidence >= eta), after)
+        return _Carry(step + 1, carry.active & (confidence >= controls.eta), after)
 
     first, caches = shallow(token, position, state.caches[: spec.exit_layer])
     hidden = jnp.zeros((batch, spec.rows, first.shape[-1]), first.dtype)
     start = Draft(
         tokens=jnp.zeros((batch, spec.gamma), jnp.int32),
         count=jnp.zeros((batch,), jnp.int32),
+        confidence=jnp.zeros((batch, spec.rows), jnp.float32),
+        log_q=jnp.zeros((batch, spec.gamma, spec.config.vocab_size), jnp.float32) if spec.sample else None,
         hidden=jax.lax.dynamic_update_slice(hidden, first, (0, 0, 0)),
         caches=caches,
         adapter=state.adapter,

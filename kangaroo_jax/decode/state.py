@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int, Shaped, UInt32
 
+from kangaroo_jax.decode.sampling import Sampling
 from kangaroo_jax.model import KVCache
 
 RUNNING, STOP, LENGTH = 0, 1, 2
@@ -16,21 +17,35 @@ RUNNING, STOP, LENGTH = 0, 1, 2
 
 
 class DecodeStats(struct.PyTreeNode):
-    """Counters of every sequence; the prefill and its token are not a round.
+    """What happened in every round of every sequence; the prefill and its token are not a round.
 
     Attributes:
         rounds: verify rounds done (steps, in plain decoding), ``[B]``.
-        drafted: tokens drafted, ``[B]``.
-        accepted: drafted tokens the target agreed with, ``[B]``.
-        accept_lengths: tokens committed in round r (s_r), ``[B, S]``; zero beyond ``rounds``.
-        draft_lengths: tokens drafted in round r, ``[B, S]``; zero beyond ``rounds``.
+        accept_lengths: tokens committed in round r (s_r), ``[B, S]``; zero beyond ``rounds``, as all that follow.
+        draft_lengths: tokens drafted in round r, ``[B, S]``.
+        accepted_drafts: drafted tokens the target accepted in round r, also those beyond the text's end, ``[B, S]``.
+        confidence: confidence of the tokens drafted in round r, ``[B, S, R]``; valid up to ``draft_lengths``.
     """
 
     rounds: Int[Array, " B"]
-    drafted: Int[Array, " B"]
-    accepted: Int[Array, " B"]
     accept_lengths: Int[Array, "B S"]
     draft_lengths: Int[Array, "B S"]
+    accepted_drafts: Int[Array, "B S"]
+    confidence: Float[Array, "B S R"]
+
+
+class Controls(struct.PyTreeNode):
+    """What a caller may change from one generation to the next; all traced, so that nothing recompiles.
+
+    Attributes:
+        eta: confidence below which drafting stops.
+        eos_token_id: tokens that end a sequence; -1 is none.
+        sampling: how tokens are drawn; not looked at by greedy decoding.
+    """
+
+    eta: Float[Array, ""]
+    eos_token_id: Int[Array, " E"]
+    sampling: Sampling
 
 
 class DecodeState(struct.PyTreeNode):
@@ -44,6 +59,7 @@ class DecodeState(struct.PyTreeNode):
         length: committed tokens, prompt included, ``[B]``.
         limit: length at which the token budget is spent, ``[B]``.
         finish: RUNNING, STOP or LENGTH, ``[B]``.
+        seed: what the random numbers of each sequence are made from, ``[B, 2]``.
         caches: keys and values of the target's N layers.
         adapter: keys and values of the adapter, or None when nothing is drafted.
         stats: counters.
@@ -53,16 +69,22 @@ class DecodeState(struct.PyTreeNode):
     length: Int[Array, " B"]
     limit: Int[Array, " B"]
     finish: Int[Array, " B"]
+    seed: UInt32[Array, "B 2"]
     caches: tuple[KVCache, ...]
     adapter: KVCache | None
     stats: DecodeStats
 
 
-def init_stats(batch: int, slots: int) -> DecodeStats:
+def init_stats(batch: int, slots: int, rows: int) -> DecodeStats:
     """Return zeroed counters."""
     # Separate buffers: a donated argument must not appear twice.
-    flat = [jnp.zeros((batch,), jnp.int32) for _ in range(3)]
-    return DecodeStats(*flat, *(jnp.zeros((batch, slots), jnp.int32) for _ in range(2)))
+    return DecodeStats(
+        rounds=jnp.zeros((batch,), jnp.int32),
+        accept_lengths=jnp.zeros((batch, slots), jnp.int32),
+        draft_lengths=jnp.zeros((batch, slots), jnp.int32),
+        accepted_drafts=jnp.zeros((batch, slots), jnp.int32),
+        confidence=jnp.zeros((batch, slots, rows), jnp.float32),
+    )
 
 
 def commit(
@@ -101,25 +123,34 @@ def commit(
 
 
 def record_round(
-    state: DecodeState, committed: Int[Array, " B"], drafted: Int[Array, " B"], accepted: Int[Array, " B"]
+    state: DecodeState,
+    committed: Int[Array, " B"],
+    drafted: Int[Array, " B"],
+    accepted: Int[Array, " B"],
+    confidence: Float[Array, "B R"],
 ) -> DecodeState:
     """Count one round for every sequence that committed something in it."""
     stats, took_part = state.stats, (committed > 0).astype(jnp.int32)
+
+    def note(buffer: Array, value: Array) -> Array:
+        return write_rows(buffer, (value * took_part)[:, None], stats.rounds)
+
     stats = DecodeStats(
         rounds=stats.rounds + took_part,
-        drafted=stats.drafted + drafted * took_part,
-        accepted=stats.accepted + accepted * took_part,
-        accept_lengths=write_rows(stats.accept_lengths, committed[:, None], stats.rounds),
-        draft_lengths=write_rows(stats.draft_lengths, (drafted * took_part)[:, None], stats.rounds),
+        accept_lengths=note(stats.accept_lengths, committed),
+        draft_lengths=note(stats.draft_lengths, drafted),
+        accepted_drafts=note(stats.accepted_drafts, accepted),
+        confidence=write_rows(stats.confidence, confidence[:, None], stats.rounds),
     )
     return state.replace(stats=stats)
 
 
-def write_rows(buffer: Int[Array, "B S"], block: Int[Array, "B T"], start: Int[Array, " B"]) -> Int[Array, "B S"]:
+def write_rows(buffer: Shaped[Array, "B S *X"], block: Shaped[Array, "B T *X"], start: Int[Array, " B"]) -> Array:
     """Write a block of T values into each row at its own start, in place."""
+    rest = (0,) * (buffer.ndim - 2)
     if buffer.shape[0] == 1:  # A scatter over one row is a slow loop on a CPU.
-        return jax.lax.dynamic_update_slice(buffer, block, (0, start[0]))
-    return jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,)))(buffer, block, start)
+        return jax.lax.dynamic_update_slice(buffer, block, (0, start[0], *rest))
+    return jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at, *rest)))(buffer, block, start)
 
 
 def newest(state: DecodeState) -> tuple[Int[Array, "B 1"], Int[Array, "B 1"]]:
@@ -130,3 +161,6 @@ def newest(state: DecodeState) -> tuple[Int[Array, "B 1"], Int[Array, "B 1"]]:
 
 Weights = dict[str, Any]
 """``{"target": params of the Llama, "adapter": params of the adapter or None}``, always a traced argument."""
+
+Caches = tuple[tuple[KVCache, ...], KVCache | None]
+"""Caches of the target's layers, and of the adapter or None."""

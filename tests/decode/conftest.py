@@ -27,16 +27,18 @@ CONFIG = LlamaConfig(
 PROMPTS = ([7, 11, 13], [5, 3, 60, 0, 17, 19, 23, 29, 31, 37, 41], [59])
 NEW_TOKENS = 41
 SLOTS = 96  # 11 tokens of the longest prompt, 41 new ones, 16 rows of slack; padding on top.
-WIDTH = 16
 NO_EOS = (-1,)  # One id that is no token: as an array, it has the shape of one that is.
 
 
 def propose_known(config: LlamaConfig, weights: Any, hidden: Any, positions: Any, cache: Any) -> Any:
     """Draft from a table of tokens and one of confidences by position; where the token is -1, as ``propose`` does."""
-    drafted, confidence, cache = dec.propose(config, weights, hidden, positions, cache)
-    known = jnp.take_along_axis(weights["known"], positions + 1, axis=1)[:, 0]
-    sure = jnp.take_along_axis(weights["sure"], positions + 1, axis=1)[:, 0]
-    return jnp.where(known < 0, drafted, known), jnp.where(known < 0, confidence, sure), cache
+    logits, cache = dec.propose(config, weights, hidden, positions, cache)
+    known = jnp.take_along_axis(weights["known"], positions + 1, axis=1)
+    sure = jnp.take_along_axis(weights["sure"], positions + 1, axis=1)
+    # The known token has probability ``sure``, all others share the rest.
+    others = jnp.log((1 - sure) / (config.vocab_size - 1))
+    certain = jnp.where(jnp.arange(config.vocab_size) == known, jnp.log(sure), others)
+    return jnp.where(known < 0, logits, certain), cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +49,16 @@ class Outcome:
     finish: int
     accept_lengths: list[int]
     draft_lengths: list[int]
-    drafted: int
-    accepted: int
+    accepted_drafts: list[int]
+    confidence: list[list[float]]
+
+    @property
+    def drafted(self) -> int:
+        return sum(self.draft_lengths)
+
+    @property
+    def accepted(self) -> int:
+        return sum(self.accepted_drafts)
 
 
 class Lab:
@@ -66,7 +76,15 @@ class Lab:
         self._texts: dict[Any, list[int]] = {}
 
     def spec(self, gamma: int, propose: Any = dec.propose) -> dec.DecodeSpec:
-        return dec.DecodeSpec(self.config, self.exit_layer if gamma else self.config.num_hidden_layers, gamma, propose)
+        exit_layer = self.exit_layer if gamma else self.config.num_hidden_layers
+        return dec.DecodeSpec(self.config, exit_layer, gamma, propose=propose)
+
+    @staticmethod
+    def controls(eta: float, eos: Any = NO_EOS, sampling: tuple[float, int, float, float] = (1.0, 61, 1.0, 0.0)) -> Any:
+        """Return eta, EOS tokens and (temperature, top_k, top_p, min_p) as the programs take them."""
+        temperature, top_k, top_p, min_p = sampling
+        drawn = dec.Sampling(np.float32(temperature), np.int32(top_k), np.float32(top_p), np.float32(min_p))
+        return dec.Controls(np.float32(eta), np.array(eos, np.int32), drawn)
 
     def reference(self, prompt: Sequence[int], count: int = NEW_TOKENS, weights: Any = None) -> list[int]:
         """Decode greedily in the plainest way: the whole text through all layers for every token, no cache."""
@@ -83,17 +101,20 @@ class Lab:
         self._texts[key] = text
         return text[len(prompt) :][:count]
 
-    def prefill(self, gamma: int, prompts: Any, budgets: Any, eos: Any, weights: Any = None) -> dec.DecodeState:
-        padded = np.full((len(prompts), WIDTH), 1, np.int32)
+    def prefill(
+        self, gamma: int, prompts: Any, budgets: Any, eos: Any, weights: Any = None, chunk: int = 16
+    ) -> dec.DecodeState:
+        padded = np.full((len(prompts), SLOTS), 1, np.int32)
         for row, prompt in zip(padded, prompts, strict=True):
             row[: len(prompt)] = prompt
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-        # The prefill does not depend on how many tokens are drafted, so one program serves all of them.
-        spec = self.spec(1 if gamma else 0)
+        spec = self.spec(gamma).for_prefill
         only = ("target", "adapter") if gamma else ("target",)
         weights = {name: (self.weights | (weights or {}))[name] for name in only}
         budgets = np.broadcast_to(np.array(budgets, np.int32), lengths.shape)
-        return dec.prefill(spec, weights, padded, lengths, budgets, np.array(eos, np.int32), SLOTS)
+        rows = (lengths * 0, lengths, budgets, np.zeros((len(prompts), 2), np.uint32), self.controls(0, eos))
+        caches = dec.allocate(spec, len(prompts), SLOTS, jnp.dtype(jnp.float32))
+        return dec.prefill(spec, chunk, weights, caches, padded, *rows)
 
     def decode(
         self,
@@ -122,8 +143,7 @@ class Lab:
         rounds: int = 2**31 - 1,
     ) -> dec.DecodeState:
         weights = self.weights | (weights or {}) if gamma else {"target": self.weights["target"]}
-        args = (weights, state, np.float32(eta), np.array(eos, np.int32), np.int32(rounds))
-        return dec.decode(self.spec(gamma, propose), *args)
+        return dec.decode(self.spec(gamma, propose), weights, state, self.controls(eta, eos), np.int32(rounds))
 
     def run(self, gamma: int, prompts: Any, **options: Any) -> list[Outcome]:
         state = jax.device_get(self.decode(gamma, prompts, **options))
@@ -139,8 +159,11 @@ class Lab:
                     finish=int(state.finish[row]),
                     accept_lengths=stats.accept_lengths[row, :rounds].tolist(),
                     draft_lengths=stats.draft_lengths[row, :rounds].tolist(),
-                    drafted=int(stats.drafted[row]),
-                    accepted=int(stats.accepted[row]),
+                    accepted_drafts=stats.accepted_drafts[row, :rounds].tolist(),
+                    confidence=[
+                        stats.confidence[row, index, : stats.draft_lengths[row, index]].tolist()
+                        for index in range(rounds)
+                    ],
                 )
             )
         return outcomes
@@ -159,8 +182,8 @@ class Lab:
             for row, prompt in zip(known, prompts, strict=True):
                 text = [*prompt, *self.reference(prompt, NEW_TOKENS + 10)]
                 row[: len(text)] = text
-        if kind == "mixed":
-            sure = rng.random(shape, np.float32)
+        if kind == "mixed":  # Not below what makes a token the most likely of all.
+            sure = rng.uniform(0.05, 1, shape).astype(np.float32)
         wrong = {"fool": np.ones(shape, bool), "mixed": rng.random(shape) < 0.2}.get(kind, np.zeros(shape, bool))
         return {"known": np.where(wrong, (known + 1) % self.config.vocab_size, known), "sure": sure}
 

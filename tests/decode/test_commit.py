@@ -30,9 +30,10 @@ def state_of(rows: Sequence[Row]) -> DecodeState:
         length=jnp.array([len(text) for text, _, _ in rows], jnp.int32),
         limit=jnp.array([limit for _, limit, _ in rows], jnp.int32),
         finish=jnp.array([finish for _, _, finish in rows], jnp.int32),
+        seed=jnp.zeros((len(rows), 2), jnp.uint32),
         caches=(),
         adapter=None,
-        stats=init_stats(len(rows), SLOTS),
+        stats=init_stats(len(rows), SLOTS, 8),
     )
 
 
@@ -133,9 +134,12 @@ def test_commit_equals_appending_one_by_one(
 
 def test_record_round_counts_the_sequences_that_took_part() -> None:
     state = state_of([([5], 9, RUNNING), ([5], 9, STOP)])
-    for committed_now, drafted, accepted in (([3, 0], [4, 4], [2, 1]), ([1, 0], [2, 2], [0, 0])):
-        state = record_round(state, jnp.array(committed_now), jnp.array(drafted), jnp.array(accepted))
+    for committed_now, drafted, accepted, sure in (([3, 0], [4, 4], [2, 1], 0.25), ([1, 0], [2, 2], [0, 0], 0.5)):
+        confidence = jnp.full((2, 8), sure)
+        state = record_round(state, *map(jnp.array, (committed_now, drafted, accepted)), confidence)
     stats = state.stats
-    assert (stats.rounds.tolist(), stats.drafted.tolist(), stats.accepted.tolist()) == ([2, 0], [6, 0], [2, 0])
+    assert stats.rounds.tolist() == [2, 0]
     assert stats.accept_lengths[:, :3].tolist() == [[3, 1, 0], [0, 0, 0]]
     assert stats.draft_lengths[:, :3].tolist() == [[4, 2, 0], [0, 0, 0]]
+    assert stats.accepted_drafts[:, :3].tolist() == [[2, 0, 0], [0, 0, 0]]
+    assert stats.confidence[0, :2].tolist() == [[0.25] * 8, [0.5] * 8]

@@ -97,48 +97,83 @@ def large_constants(hlo: str | None) -> list[str]:
     return [found.name for found in every if found.opcode == "constant" and found.size > 1000]
 
 
-def cache_sizes(state: dec.DecodeState) -> set[int]:
-    return {math.prod(leaf.shape) for leaf in jax.tree.leaves((state.caches, state.adapter))}
+def cache_sizes(caches: Any) -> set[int]:
+    return {math.prod(leaf.shape) for leaf in jax.tree.leaves(caches)}
 
 
 def bytes_of(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def abstract_call(gamma: int, batch: int, kv_heads: int) -> tuple[dec.DecodeSpec, tuple[Any, ...]]:
-    """Return the arguments of ``decode`` as shapes; nothing is allocated."""
-    shape = jax.ShapeDtypeStruct
-    config = dataclasses.replace(CONFIG, num_key_value_heads=kv_heads)
-    spec = dec.DecodeSpec(config, 2 if gamma else 4, gamma)
-    weights = {"target": abstract_params(config), "adapter": abstract_adapter(config) if gamma else None}
-    row = shape((batch,), jnp.int32)
-    eos = shape((1,), jnp.int32)
-    prompt = shape((batch, 16), jnp.int32)
-    state = jax.eval_shape(lambda *traced: dec.prefill(spec, *traced, SLOTS), weights, prompt, row, row, eos)
-    return spec, (weights, state, shape((), jnp.float32), eos, shape((), jnp.int32))
+class Case(NamedTuple):
+    """Which program, and for what."""
+
+    part: str
+    gamma: int
+    batch: int
+    kv_heads: int
+    sample: bool = False
 
 
 class Program(NamedTuple):
+    """A compiled program; ``caches`` and ``donated`` are shapes."""
+
     hlo: str | None
     memory: Any
     weights: Any
-    state: dec.DecodeState
+    caches: Any
+    donated: Any
+
+
+def build(case: Case) -> Program:
+    """Compile ``decode`` or ``prefill`` for shapes; nothing is allocated."""
+    gamma, batch, kv_heads = case.gamma, case.batch, case.kv_heads
+    shape = jax.ShapeDtypeStruct
+    config = dataclasses.replace(CONFIG, num_key_value_heads=kv_heads)
+    spec = dec.DecodeSpec(config, 2 if gamma else 4, gamma, sample=case.sample, truncate=case.sample)
+    weights = {"target": abstract_params(config), "adapter": abstract_adapter(config) if gamma else None}
+    row = shape((batch,), jnp.int32)
+    seed = shape((batch, 2), jnp.uint32)
+    scalar = shape((), jnp.float32)
+    sampling = dec.Sampling(scalar, shape((), jnp.int32), scalar, scalar)
+    controls = dec.Controls(scalar, shape((1,), jnp.int32), sampling)
+    caches = jax.eval_shape(lambda: dec.allocate(spec, batch, SLOTS, jnp.dtype(jnp.float32)))
+    prompt = (weights, caches, shape((batch, SLOTS), jnp.int32), row, row, row, seed, controls)
+    state = jax.eval_shape(lambda *traced: dec.prefill(spec, 16, *traced), *prompt)
+    options: Any = OPTIONS.get(jax.default_backend())
+    if case.part == "prefill":
+        built = dec.prefill.lower(spec, 16, *prompt).compile(compiler_options=options)
+        return Program(built.as_text(), built.memory_analysis(), weights, caches, caches)
+    built = dec.decode.lower(spec, weights, state, controls, shape((), jnp.int32)).compile(compiler_options=options)
+    return Program(built.as_text(), built.memory_analysis(), weights, caches, state)
+
+
+CASES = [
+    Case("decode", 3, 1, 3),
+    Case("decode", 3, 3, 3),
+    Case("decode", 0, 1, 3),
+    Case("decode", 0, 3, 3),
+    Case("decode", 3, 1, 1),
+    Case("decode", 0, 1, 1),
+    Case("decode", 3, 3, 3, sample=True),
+    Case("decode", 3, 1, 1, sample=True),
+    Case("prefill", 3, 1, 3),
+    Case("prefill", 3, 3, 3),
+    Case("prefill", 0, 1, 1),
+]
 
 
 @pytest.fixture(
     scope="module",
-    params=[(3, 1, 3), (3, 3, 3), (0, 1, 3), (0, 3, 3), (3, 1, 1), (0, 1, 1)],
-    ids="gamma{0[0]}-batch{0[1]}-kv{0[2]}".format,
+    params=CASES,
+    ids=lambda case: f"{case.part}-gamma{case.gamma}-batch{case.batch}-kv{case.kv_heads}" + "-sampled" * case.sample,
 )
 def program(request: pytest.FixtureRequest) -> Program:
-    spec, args = abstract_call(*request.param)
-    options: Any = OPTIONS.get(jax.default_backend())
-    built = dec.decode.lower(spec, *args).compile(compiler_options=options)
-    return Program(built.as_text(), built.memory_analysis(), args[0], args[1])
+    return build(request.param)
 
 
 def test_no_cache_is_copied_in_the_loop(program: Program) -> None:
-    sizes = cache_sizes(program.state)
+    sizes = cache_sizes(program.caches)
     assert len(sizes) == 1
     assert cache_copies(program.hlo, sizes) == set()
     # The checker has seen the caches: keys and values of every layer are updated, of the shallow ones twice.
@@ -146,14 +181,14 @@ def test_no_cache_is_copied_in_the_loop(program: Program) -> None:
 
 
 def test_the_state_is_updated_in_place(program: Program) -> None:
-    assert program.memory.alias_size_in_bytes == bytes_of(program.state)
-    # The largest temporaries are scores of attention, smaller here than a layer's keys and values.
-    assert program.memory.temp_size_in_bytes < bytes_of(program.state.caches[0])
+    assert program.memory.alias_size_in_bytes == bytes_of(program.donated)
+    # The largest temporaries are scores of attention, smaller here than the keys and values of half the layers.
+    assert program.memory.temp_size_in_bytes < bytes_of(program.caches) / 2
 
 
 def test_weights_are_arguments(program: Program) -> None:
     assert large_constants(program.hlo) == []
-    assert program.memory.argument_size_in_bytes >= bytes_of(program.weights) + bytes_of(program.state)
+    assert program.memory.argument_size_in_bytes >= bytes_of(program.weights) + bytes_of(program.donated)
 
 
 def _read_after_write(cache: jax.Array, row: jax.Array, at: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -222,7 +257,7 @@ def test_only_gamma_compiles_anew(lab: Any) -> None:
     def run(gamma: int, prompt: list[int], budget: int, eta: float, eos: int, scale: float = 1.0) -> float:
         weights = jax.tree.map(lambda leaf: leaf * scale, lab.weights)
         state = lab.prefill(gamma, [prompt], budget, (eos,), weights)
-        args = (weights, state, np.float32(eta), np.array([eos], np.int32), np.int32(99))
+        args = (weights, state, lab.controls(eta, (eos,)), np.int32(99))
         program, seconds = compiled(dec.decode, {0: lab.spec(gamma, counting)}, *args)
         program(*args)
         return seconds
@@ -256,6 +291,13 @@ def test_buckets_are_few_and_waste_little() -> None:
 def test_slots_hold_prompt_budget_and_a_round_beyond(gamma: int) -> None:
     spec = dec.DecodeSpec(CONFIG, 2, gamma)
     assert spec.rows >= gamma + 1
-    for width, longest in ((16, 17), (512, 300), (96, 1000)):
-        slots = dec.cache_slots(spec, width, longest)
-        assert slots >= width and slots >= longest + gamma + 1
+    for longest in (17, 300, 1000):
+        assert dec.cache_slots(spec, longest) >= longest + gamma + 1
+
+
+def test_a_prefill_takes_the_same_memory_however_long_the_prompt() -> None:
+    assert dec.prefill_chunk(5, 128, 1) == 16 and dec.prefill_chunk(200, 256, 1) == 256
+    for slots in (512, 4096, 32768, 131072):
+        for batch in (1, 8):
+            chunk = dec.prefill_chunk(slots - 9, slots, batch)
+            assert chunk == 16 or chunk * slots * batch <= 512 * 4096

@@ -1,0 +1,160 @@
+"""A conversation that keeps its caches: every turn prefills only what is new."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator
+from typing import Any
+
+import jax
+
+from kangaroo_jax import decode as dec
+from kangaroo_jax.api import ROUNDS_PER_CALL, pieces
+from kangaroo_jax.checks import integer
+from kangaroo_jax.options import Options, Plan, plan
+from kangaroo_jax.params import Params
+from kangaroo_jax.results import Generation
+from kangaroo_jax.run import Kept, Run
+from kangaroo_jax.text import chat_ids
+
+_CHUNK = 64
+_CONTEXT = 4096
+
+
+class Chat:
+    """A conversation with a model.
+
+    >>> chat = kangaroo_jax.Chat(params)  # doctest: +SKIP
+    >>> print(chat.send("What is a kangaroo?"))  # doctest: +SKIP
+    >>> for piece in chat.send("And a wallaby?", stream=True):  # doctest: +SKIP
+    ...     print(piece, end="")
+
+    The prompt of a turn is what the chat template makes of the whole conversation. Caches are as long as the context
+    from the start, and prompts are run a fixed number of tokens at a time, so that no turn compiles anything after the
+    first; as far as the new prompt repeats the tokens before it, their caches are kept.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        *,
+        system: str | None = None,
+        chat_template: str | None = None,
+        context: int | None = None,
+        max_new_tokens: int = 512,
+        **options: Any,
+    ) -> None:
+        """Start an empty conversation.
+
+        Args:
+            params: from ``load``.
+            system: text of the system message; default: the template's.
+            chat_template: Jinja, as transformers takes it; default: the tokenizer's, or Vicuna's for models named so.
+            context: longest conversation, in tokens; default: the model's ``max_position_embeddings``, at most 4096.
+            max_new_tokens: token budget of an answer.
+            **options: as for ``generate``; they hold for all turns.
+
+        Raises:
+            ValueError: if an option is out of range, or the model has no chat template.
+        """
+        self._params, self._template = params, chat_template
+        self._options = {"max_new_tokens": max_new_tokens, **options}
+        self._plan({})
+        longest = params.config.max_position_embeddings
+        self._context = min(longest, _CONTEXT) if context is None else integer("context", context, 2, longest)
+        self._system = [] if system is None else [{"role": "system", "content": system}]
+        self._messages: list[dict[str, str]] = []
+        self._run: Run | None = None
+        self._speaking: Generator[str, None, Generation] | None = None
+        self._ids([{"role": "user", "content": ""}])  # Is there a template, and does it take these messages?
+
+    @property
+    def history(self) -> list[dict[str, str]]:
+        """The conversation so far, as messages; a copy."""
+        return [dict(message) for message in (*self._system, *self._messages)]
+
+    def reset(self) -> None:
+        """Forget the conversation; what is compiled stays."""
+        self._hush()
+        self._messages = []
+
+    def send(self, text: str, *, stream: bool = False, **options: Any) -> Any:
+        """Say something and return the answer.
+
+        An answer that is cut short, by leaving its stream or by Ctrl-C, stays in the history as far as it came.
+
+        Args:
+            text: the user's message.
+            stream: return an iterator of text pieces, as ``kangaroo_jax.stream`` does, and not the whole answer.
+            **options: as for ``generate``, for this turn only.
+
+        Returns:
+            The ``Generation``, its text without white space around it in the history; or the iterator.
+
+        Raises:
+            ValueError: if an option is out of range, or the conversation is longer than the context.
+        """
+        self._hush()
+        asked = {"role": "user", "content": text}
+        checked, ids = self._plan(options), self._ids([*self._messages, asked])
+        if len(ids) >= self._context:
+            raise ValueError(
+                f"the conversation has {len(ids)} tokens with this message, and this chat holds {self._context - 1}: "
+                "reset() it, or start one with a larger context"
+            )
+        run = self._start(ids, checked)
+        self._speaking = self._answer(run, asked)
+        if stream:
+            return self._speaking
+        while True:
+            try:
+                next(self._speaking)
+            except StopIteration as end:
+                return end.value
+
+    def _plan(self, options: dict[str, Any]) -> Plan:
+        checked = plan(self._params, Options(**(self._options | options)))
+        if checked.copies > 1:
+            raise ValueError(f"num_return_sequences is {checked.copies}; a chat has one answer")
+        return checked
+
+    def _ids(self, messages: list[dict[str, str]]) -> list[int]:
+        return chat_ids(self._params.tokenizer, self._params.name, [*self._system, *messages], self._template)
+
+    def _start(self, ids: list[int], checked: Plan) -> Run:
+        """Prefill what the caches do not hold yet."""
+        slots = dec.cache_slots(checked.spec, self._context)
+        kept = Kept(slots, min(_CHUNK, slots), *self._reusable(ids, slots, bool(checked.spec.gamma)))
+        self._run = None  # Its caches are about to be overwritten.
+        self._run = Run(self._params, [ids], checked, kept, self._context)
+        return self._run
+
+    def _reusable(self, ids: list[int], slots: int, drafting: bool) -> tuple[int, Any]:
+        """Return how many positions of a prompt the last turn's caches hold, and these caches."""
+        if self._run is None:
+            return 0, None
+        state = self._run.state
+        # An interrupted call may have taken the state with it.
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+            return 0, None
+        if state.tokens.shape[1] != slots or (state.adapter is not None) != drafting:
+            return 0, None
+        # The newest token has no keys and values yet.
+        held, length = self._run.committed()
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ids[:-1], held[: length - 1], strict=False))
+        return sum(1 for _ in same), (state.caches, state.adapter)
+
+    def _answer(self, run: Run, asked: dict[str, str]) -> Generator[str, None, Generation]:
+        """Yield the answer's pieces and note it in the history, as far as it came."""
+        try:
+            return (yield from pieces(run, ROUNDS_PER_CALL))
+        finally:
+            reply = run.readers[0].text.strip()
+            if reply or run.finished:
+                self._messages += [asked, {"role": "assistant", "content": reply}]
+
+    def _hush(self) -> None:
+        """End an answer that is still being given."""
+        if self._speaking is not None:
+            self._speaking.close()
+            self._speaking = None

@@ -1,0 +1,99 @@
+"""Sampling: logits to a distribution, and draws from it that depend on nothing but a sequence's own seed and place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int, UInt32
+
+if TYPE_CHECKING:
+    from kangaroo_jax.decode.draft import DecodeSpec
+
+TARGET, ACCEPT, DRAFT = 0, 1, 2
+"""What a random number is for: the target's own token, acceptance, and (with the step added) a drafted token."""
+
+
+class Sampling(struct.PyTreeNode):
+    """How tokens are drawn; all traced. Meanings are those of Hugging Face's logits processors, applied in this order.
+
+    Attributes:
+        temperature: divides the logits; above 0.
+        top_k: only the k most likely tokens stay, and what ties with the last of them; the vocabulary's size for all.
+        top_p: of those, only the smallest set of most likely tokens stays whose probabilities sum to at least top_p.
+        min_p: only tokens stay that are at least min_p times as likely as the most likely one; 0 for all.
+    """
+
+    temperature: Float[Array, ""]
+    top_k: Int[Array, ""]
+    top_p: Float[Array, ""]
+    min_p: Float[Array, ""]
+
+
+def log_probabilities(sampling: Sampling, logits: Float[Array, "... V"], truncate: bool) -> Float[Array, "... V"]:
+    """Return the log-probabilities tokens are drawn with, ``-inf`` for those that temperature and cuts leave out.
+
+    The most likely token always stays. Tokens that tie with the last one that stays do, too: the result does not
+    depend on the order of the vocabulary.
+
+    Args:
+        sampling: temperature, top_k, top_p and min_p.
+        logits: fp32 logits.
+        truncate: whether top_k and top_p are applied; they need a sort, which is not compiled when it is not needed.
+    """
+    # The maximum goes first: a temperature close to 0 then overflows to -inf, and never to nan.
+    scaled = (logits - logits.max(-1, keepdims=True)) / jnp.maximum(sampling.temperature, 1e-30)
+    least = jnp.log(sampling.min_p)  # The most likely token is at 0; min_p 0 is -inf.
+    if truncate:
+        least = jnp.maximum(least, _least_kept(sampling, scaled))
+    return jax.nn.log_softmax(jnp.where(scaled >= least, scaled, -jnp.inf), axis=-1)
+
+
+def _least_kept(sampling: Sampling, scaled: Float[Array, "... V"]) -> Float[Array, "... 1"]:
+    """Return the lowest value that top_k and top_p leave in."""
+    ranked = jnp.sort(scaled, axis=-1, descending=True)
+    kth = jax.lax.dynamic_slice_in_dim(ranked, sampling.top_k - 1, 1, axis=-1)
+    probability = jax.nn.softmax(jnp.where(ranked >= kth, ranked, -jnp.inf), axis=-1)
+    above = jnp.cumsum(probability, axis=-1) - probability  # Probability of what is more likely.
+    last = jnp.maximum(jnp.sum(above < sampling.top_p, axis=-1, keepdims=True) - 1, 0)
+    pth = jnp.take_along_axis(ranked, last, axis=-1)
+    return jnp.maximum(kth, jnp.where(sampling.top_p < 1, pth, -jnp.inf))
+
+
+def keys(seed: UInt32[Array, "B 2"], place: Int[Array, " B"], purpose: Int[Array, ""] | int) -> UInt32[Array, "B 2"]:
+    """Return one key for every sequence: a function of its seed, the committed length a round starts from, and purpose.
+
+    No key is used twice, since lengths only grow; and none depends on the batch around a sequence.
+    """
+    return jax.vmap(lambda key, at: jax.random.fold_in(jax.random.fold_in(key, at), purpose))(seed, place)
+
+
+def draw(key: UInt32[Array, "B 2"], log_weights: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """Draw one token for every sequence, with probabilities proportional to ``exp(log_weights)``."""
+    return jax.vmap(jax.random.categorical)(key, log_weights).astype(jnp.int32)
+
+
+def choose(
+    spec: DecodeSpec,
+    sampling: Sampling,
+    logits: Float[Array, "B V"],
+    seed: UInt32[Array, "B 2"],
+    place: Int[Array, " B"],
+    purpose: Int[Array, ""] | int,
+) -> tuple[Int[Array, " B"], Float[Array, "B V"] | None]:
+    """Return one token for every sequence, and the log-probabilities it was drawn with; None if it is the most likely.
+
+    Args:
+        spec: says whether tokens are drawn.
+        sampling: temperature and cuts.
+        logits: fp32 logits.
+        seed: seed of each sequence.
+        place: committed length the round started from.
+        purpose: TARGET, or DRAFT and the step.
+    """
+    if not spec.sample:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32), None
+    log_weights = log_probabilities(sampling, logits, spec.truncate)
+    return draw(keys(seed, place, purpose), log_weights), log_weights

@@ -1,0 +1,51 @@
+"""A loaded model, as everything else takes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flax import struct
+
+from kangaroo_jax.model import KangarooConfig, LlamaConfig
+from kangaroo_jax.store import find_adapter, load_adapter, load_target
+from kangaroo_jax.text import Tokenizer, load_tokenizer
+
+
+class Params(struct.PyTreeNode):
+    """A loaded model: a pytree whose leaves are the weights; everything else is static.
+
+    Attributes:
+        target: params of the Llama decoder.
+        adapter: params of the adapter, or None when the model has none (plain decoding only).
+        config: shape of the target.
+        draft: exit layer and default gamma and eta, or None without an adapter.
+        tokenizer: turns text into ids and back.
+        name: what it was loaded as, for messages.
+    """
+
+    target: Any
+    adapter: Any
+    config: LlamaConfig = struct.field(pytree_node=False)
+    draft: KangarooConfig | None = struct.field(pytree_node=False)
+    tokenizer: Tokenizer = struct.field(pytree_node=False)
+    name: str = struct.field(pytree_node=False)
+
+
+def load(name: str | Path = "joey", *, adapter: str | Path | None = None, dtype: Any = None) -> Params:
+    """Load a model and its adapter onto the default device.
+
+    Args:
+        name: ``"joey"`` (the embedded model), a directory written by ``convert.hf_to_flax``, a Hugging Face directory,
+            or an alias such as ``"vicuna-7b"`` once it is converted.
+        adapter: an adapter directory; default: the one that lies in the model's directory, if there is one.
+        dtype: dtype of the weights and of the arithmetic; default fp32 on a CPU, bf16 elsewhere.
+
+    Raises:
+        ValueError: if the name is unknown, a file is missing or damaged, or the adapter belongs to another model.
+    """
+    config, target, directory = load_target(name, dtype)
+    draft, adapter_params = None, None
+    if (path := find_adapter(directory, adapter)) is not None:
+        draft, adapter_params = load_adapter(path, config, target["norm"]["scale"].dtype)
+    return Params(target, adapter_params, config, draft, load_tokenizer(directory), str(name))

@@ -1,0 +1,75 @@
+"""What callers pass as a prompt, as lists of token ids: text, ids, a conversation, or a list of one of these."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kangaroo_jax.checks import token_ids
+from kangaroo_jax.params import Params
+from kangaroo_jax.text import chat_ids
+
+_EXPECTED = "a string, a list of token ids, a list of messages, or a list of several of one of these"
+_KINDS = ((str, "text"), (Mapping, "message"), (numbers.Integral, "token id"))
+
+
+def prompt_ids(params: Params, prompt: Any) -> tuple[list[list[int]], bool]:
+    """Return the ids of every prompt, checked against vocabulary and context, and whether a list of prompts was given.
+
+    Raises:
+        ValueError: if it is nothing of this kind, empty, mixed, too long, or has ids beyond the vocabulary.
+    """
+    prompt = _plain(prompt)
+    kind = _kind(prompt)
+    if kind == "text":
+        return [_one(params, "prompt", prompt)], False
+    if kind != "list":
+        raise ValueError(f"prompt is {prompt!r:.60}; pass {_EXPECTED}")
+    if not prompt:
+        raise ValueError("prompt is empty; pass at least one token (text gets a BOS token if the tokenizer has one)")
+    prompt = [_plain(item) for item in prompt]
+    kinds = list(dict.fromkeys(_kind(item) for item in prompt))
+    if None in kinds:
+        raise ValueError(f"prompt is {prompt!r:.60}; pass {_EXPECTED}")
+    if len(kinds) > 1:
+        raise ValueError(f"prompt mixes {' and '.join(map(str, kinds))} in one list; pass {_EXPECTED}")
+    if kinds[0] in ("token id", "message"):
+        return [_one(params, "prompt", prompt)], False
+    return [_one(params, f"prompt {index}", item) for index, item in enumerate(prompt)], True
+
+
+def _plain(value: Any) -> Any:
+    """Return arrays as lists and numbers; all else as it is."""
+    if not hasattr(value, "tolist"):
+        return value
+    listed = value.tolist()
+    return tuple(listed) if isinstance(listed, list) else listed
+
+
+def _kind(value: Any) -> str | None:
+    for kind, name in _KINDS:
+        if isinstance(value, kind):
+            return name
+    return "list" if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray) else None
+
+
+def _one(params: Params, label: str, prompt: Any) -> list[int]:
+    """Return the ids of one prompt."""
+    config = params.config
+    if isinstance(prompt, str):
+        if lone := next((character for character in prompt if "\ud800" <= character <= "\udfff"), None):
+            raise ValueError(f"{label} has {lone!r}, half of a surrogate pair, which is no text; pass valid Unicode")
+        ids = params.tokenizer.encode(prompt)
+    elif prompt and all(isinstance(item, Mapping) for item in prompt):
+        ids = chat_ids(params.tokenizer, params.name, prompt)
+    else:
+        ids = token_ids(label, prompt, config.vocab_size, "a string, a list of token ids, or a list of messages")
+    if not ids:
+        raise ValueError(f"{label} is empty; pass at least one token (text gets a BOS token if the tokenizer has one)")
+    if len(ids) >= config.max_position_embeddings:
+        raise ValueError(
+            f"{label} has {len(ids)} tokens; {params.name} takes at most {config.max_position_embeddings - 1} "
+            f"(max_position_embeddings less one): shorten the prompt"
+        )
+    return ids
