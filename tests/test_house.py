@@ -25,6 +25,7 @@ ALLOWED = {
 }
 # model and decode are pure: they print nothing, read no environment, open no file.
 PURE = ("kangaroo_jax.model", "kangaroo_jax.decode")
+COMMANDS = ("kangaroo_jax.cli",)
 IMPURE_MODULES = ("os", "sys", "io", "pathlib", "logging", "tempfile", "shutil", "subprocess")
 IMPURE_CALLS = ("print", "open", "input")
 
@@ -67,6 +68,8 @@ def forbidden(module: str, imports: set[Import]) -> set[Import]:
     wrong |= {i for i in imports if inside(i[0], ("torch",))}
     if inside(module, PURE):
         wrong |= {i for i in imports if inside(i[0], IMPURE_MODULES)}
+    if not inside(module, (*COMMANDS, "kangaroo_jax.__main__")):  # A library does not need its command line.
+        wrong |= {i for i in imports if inside(i[0], COMMANDS)}
     if not inside(module, ("kangaroo_jax",)):  # decode's inside belongs to kangaroo_jax.
         decode = {i for i in imports if inside(i[0], ("kangaroo_jax.decode",))}
         wrong |= decode - {("kangaroo_jax.decode", name) for name in {None, *exported("kangaroo_jax.decode")}}
@@ -108,6 +111,8 @@ def test_imports_point_one_way(path: Path) -> None:
         ("kangaroo_jax.text.tokenizer", "import kangaroo_jax.model"),
         ("kangaroo_jax.store.hf", "from kangaroo_jax.decode import state"),
         ("kangaroo_jax.api", "from train.corpus import BOS"),
+        ("kangaroo_jax.lossless", "from kangaroo_jax.cli.terminal import progress"),
+        ("train.adapter", "from kangaroo_jax import cli"),
         ("convert.hf_to_flax", "from train import step"),
         ("train.adapter", "import convert.hf_to_flax as c"),
         ("train.adapter", "from kangaroo_jax.decode.loop import prefill"),
@@ -125,6 +130,7 @@ def test_a_wrong_import_is_noticed(module: str, statement: str) -> None:
         ("kangaroo_jax.decode.loop", "from kangaroo_jax import model\nfrom kangaroo_jax.decode.state import commit"),
         ("kangaroo_jax.decode.loop", "from .state import commit\nimport jax"),
         ("kangaroo_jax.api", "from kangaroo_jax.decode.loop import prefill\nimport os"),
+        ("kangaroo_jax.__main__", "from kangaroo_jax.cli import main"),
         ("train.adapter", "from kangaroo_jax import load\nfrom train.step import init_state"),
     ],
 )

@@ -1,0 +1,28 @@
+"""What the commands put on a terminal beside their results: text as it is written, and progress."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+import kangaroo_jax
+
+
+def write(params: kangaroo_jax.Params, prompt: str, arguments: dict[str, Any]) -> kangaroo_jax.Generation:
+    """Write prompt and continuation as the rounds commit it; the prompt dimmed on a terminal."""
+    pieces = kangaroo_jax.stream(params, prompt, **arguments)  # Refuses bad input before anything is written.
+    dim, plain = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
+    print(f"{dim}{prompt}{plain}", end="", flush=True)
+    while True:
+        try:
+            print(next(pieces), end="", flush=True)
+        except StopIteration as end:
+            print()
+            return end.value
+
+
+def progress(total: int, description: str, unit: str, *, quiet: bool) -> Any:
+    """Return a progress bar on standard error; none where nobody watches it."""
+    return tqdm(total=total, desc=description, unit=unit, disable=quiet or not sys.stderr.isatty())
