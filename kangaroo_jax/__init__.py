@@ -7,6 +7,7 @@
 
 from kangaroo_jax.api import generate, stream
 from kangaroo_jax.chat import Chat
+from kangaroo_jax.lossless import LosslessReport, LosslessRow, verify_lossless
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
 from kangaroo_jax.params import Params, load
 from kangaroo_jax.results import Generation, Stats
@@ -18,10 +19,13 @@ __all__ = [
     "Generation",
     "KangarooConfig",
     "LlamaConfig",
+    "LosslessReport",
+    "LosslessRow",
     "Params",
     "Stats",
     "__version__",
     "generate",
     "load",
     "stream",
+    "verify_lossless",
 ]

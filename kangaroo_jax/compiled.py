@@ -60,7 +60,8 @@ def _use_persistent_cache() -> None:
     ``KANGAROO_COMPILATION_CACHE=0`` turns it off; a directory set for JAX itself (``JAX_COMPILATION_CACHE_DIR``) is
     left as it is.
     """
-    if os.environ.get(CACHE_SWITCH, "1").lower() in ("0", "off", "false", "no") or jax.config.jax_compilation_cache_dir:
+    chosen = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if chosen or os.environ.get(CACHE_SWITCH, "1").lower() in ("0", "off", "false", "no"):
         return
     jax.config.update("jax_compilation_cache_dir", str(home() / ".compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from kangaroo_jax.api import Params, generate
-from kangaroo_jax.checks import token_ids
+from kangaroo_jax.api import generate
+from kangaroo_jax.params import Params
+from kangaroo_jax.prompts import prompt_ids
 from kangaroo_jax.rescore import rescore
 from kangaroo_jax.results import Generation
 
@@ -138,7 +138,7 @@ class LosslessReport:
 
 def verify_lossless(
     params: Params,
-    prompts: str | Sequence[str | Sequence[int]],
+    prompts: Any,
     *,
     max_new_tokens: int = 128,
     gamma: int | None = None,
@@ -156,7 +156,7 @@ def verify_lossless(
 
     Args:
         params: from ``load``.
-        prompts: a text, a list of token ids, or a list of these.
+        prompts: one prompt or a list of them, as for ``generate``.
         max_new_tokens: token budget of each run.
         gamma: as for ``generate``.
         eta: as for ``generate``.
@@ -164,9 +164,9 @@ def verify_lossless(
         tick: called after every prompt.
 
     Raises:
-        ValueError: as ``generate``, if there are no prompts, or not as many names as prompts.
+        ValueError: as ``generate``, or if there are not as many names as prompts.
     """
-    given = _as_list(params, prompts)
+    given, _ = prompt_ids(params, prompts)
     if names is not None and len(names) != len(given):
         raise ValueError(f"names has {len(names)} entries for {len(given)} prompts; pass one for each")
     rows, kangaroo = [], None
@@ -181,35 +181,15 @@ def verify_lossless(
     return LosslessReport(tuple(rows), params.name, dtype, kangaroo.stats.gamma, kangaroo.stats.eta)
 
 
-def _as_list(params: Params, prompts: Any) -> list[str | list[int]]:
-    """Return a list of prompts, each a text or a list of ids."""
-    expected = "a text, a list of token ids, or a list of these"
-    if isinstance(prompts, str):
-        return [prompts]
-    try:
-        given = list(prompts)
-    except TypeError:
-        raise ValueError(f"prompts is {prompts!r:.60}; pass {expected}") from None
-    if not given:
-        raise ValueError(f"prompts is empty; pass {expected}")
-    if all(isinstance(item, numbers.Integral) for item in given):
-        given = [given]
-    size = params.config.vocab_size
-    return [
-        item if isinstance(item, str) else token_ids(f"prompts[{index}]", item, size, "a text or a list of token ids")
-        for index, item in enumerate(given)
-    ]
-
-
-def _beginning(params: Params, prompt: str | list[int]) -> str:
+def _beginning(params: Params, prompt: list[int]) -> str:
     """Return how a prompt begins, on one line, without what a terminal would take for a command."""
-    text = prompt if isinstance(prompt, str) else params.tokenizer.decode(prompt[: 8 * _NAME])
+    text = params.tokenizer.decode(prompt[: 8 * _NAME])
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 8 * _NAME]).split()) or "(blank)"
     return line if len(line) <= _NAME else line[: _NAME - 3] + "..."
 
 
 def _compare(
-    params: Params, name: str, prompt: str | list[int], budget: int, plain: Generation, kangaroo: Generation
+    params: Params, name: str, prompt: list[int], budget: int, plain: Generation, kangaroo: Generation
 ) -> LosslessRow:
     """Compare two results for one prompt; where a token differs, compute the logits behind it."""
     first, second = plain.token_ids, kangaroo.token_ids
@@ -236,8 +216,7 @@ def _compare(
     )
     if plain_token is None or kangaroo_token is None:  # A text that merely ends sooner: no logit explains that.
         return row
-    ids = params.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-    plain_logits, verified = rescore(params, ids, first[:common], budget, kangaroo.stats.gamma)
+    plain_logits, verified = rescore(params, prompt, first[:common], budget, kangaroo.stats.gamma)
     noise = float(np.abs(verified - plain_logits).max())
     chosen = plain_logits[[plain_token, kangaroo_token]]
     return dataclasses.replace(

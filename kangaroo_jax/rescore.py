@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from kangaroo_jax import decode as dec
-from kangaroo_jax.api import Params
 from kangaroo_jax.compiled import compiled
 from kangaroo_jax.model import LlamaConfig, embed, init_cache, logits, run_layers
+from kangaroo_jax.params import Params
 
 _BLOCK = 512  # Most prompt positions that go through the layers at once: memory stays flat in the prompt's length.
 
@@ -45,7 +45,7 @@ def rescore(
     spec = dec.DecodeSpec(config, params.draft.exit_layer, gamma)
     width = dec.bucket(len(prompt))
     longest = min(len(prompt) + max_new_tokens, config.max_position_embeddings)
-    text = np.zeros((1, dec.cache_slots(spec, width, longest)), np.int32)
+    text = np.zeros((1, max(width, dec.cache_slots(spec, longest))), np.int32)
     text[0, : len(prompt) + len(new)] = [*prompt, *new]
     start = len(prompt) - (not new)
     block = math.gcd(width, _BLOCK)  # Divides the width: no block goes beyond the slots.

@@ -50,9 +50,5 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(fields | result.stats.as_dict()))
         return 0
     stats = terminal.write(params, args.prompt, arguments).stats
-    print(
-        f"[{stats.new_tokens} tokens, {stats.tokens_per_second:.0f} tokens/s, {stats.rounds} rounds, "
-        f"compression rate {stats.compression_rate:.2f}]",
-        file=sys.stderr,
-    )
+    print(f"[{stats.summary()}]", file=sys.stderr)
     return 0

@@ -87,7 +87,7 @@ def test_a_difference_is_exit_status_1(run: Any) -> None:
         (["--prompts", "nowhere.jsonl"], ("nowhere.jsonl", "No such file")),
         ([PROMPT, "--gamma", "0"], ("gamma is 0", "at least 1")),
         ([PROMPT, "--max-new-tokens", "-1"], ("max_new_tokens is -1", "at least 0")),
-        (["x" * 101], ("prompt has 102 tokens", "shorten")),
+        (["x" * 101], ("prompt 0 has 102 tokens", "shorten")),
         (["a\udcff"], ("prompt", "surrogate")),
         ([PROMPT, "--adapter", "nowhere"], ("nowhere", "train.adapter")),
     ],
