@@ -104,17 +104,32 @@ class Lab:
     def prefill(
         self, gamma: int, prompts: Any, budgets: Any, eos: Any, weights: Any = None, chunk: int = 16
     ) -> dec.DecodeState:
+        caches = dec.allocate(self.spec(gamma).for_prefill, len(prompts), SLOTS, jnp.dtype(jnp.float32))
+        return self._prefill(gamma, caches, prompts, 0, budgets, eos, weights, chunk)
+
+    def resume(self, gamma: int, state: dec.DecodeState, prompt: Any, start: int) -> dec.DecodeState:
+        """Prefill another prompt into the caches of a state, which hold its first ``start`` positions."""
+        return self._prefill(gamma, (state.caches, state.adapter), [prompt], start, NEW_TOKENS, NO_EOS, None, 4)
+
+    def _prefill(
+        self, gamma: int, caches: Any, prompts: Any, start: int, budgets: Any, eos: Any, weights: Any, chunk: int
+    ) -> dec.DecodeState:
         padded = np.full((len(prompts), SLOTS), 1, np.int32)
         for row, prompt in zip(padded, prompts, strict=True):
             row[: len(prompt)] = prompt
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-        spec = self.spec(gamma).for_prefill
         only = ("target", "adapter") if gamma else ("target",)
         weights = {name: (self.weights | (weights or {}))[name] for name in only}
         budgets = np.broadcast_to(np.array(budgets, np.int32), lengths.shape)
-        rows = (lengths * 0, lengths, budgets, np.zeros((len(prompts), 2), np.uint32), self.controls(0, eos))
-        caches = dec.allocate(spec, len(prompts), SLOTS, jnp.dtype(jnp.float32))
-        return dec.prefill(spec, chunk, weights, caches, padded, *rows)
+        seeds = np.zeros((len(prompts), 2), np.uint32)
+        rows = (padded, np.full_like(lengths, start), lengths, budgets, seeds, self.controls(0, eos))
+        return dec.prefill(self.spec(gamma).for_prefill, chunk, weights, caches, *rows)
+
+    def texts(self, state: dec.DecodeState) -> list[list[int]]:
+        """Return the new tokens of every sequence."""
+        state = jax.device_get(state)
+        ends, starts = state.length, state.limit - NEW_TOKENS
+        return [row[start:end].tolist() for row, start, end in zip(state.tokens, starts, ends, strict=True)]
 
     def decode(
         self,

@@ -212,3 +212,33 @@ def test_no_cache_has_a_hole(lab: Any, kind: str, batch: int) -> None:
         for buffer, expected in zip(got, expected_caches(lab, weights, text), strict=True):
             own = buffer[row * heads : (row + 1) * heads, : length - 1]
             np.testing.assert_allclose(own, expected[:, : length - 1], atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("gamma", [0, 4])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_prompt_may_be_run_in_pieces(lab: Any, gamma: int, batch: int) -> None:
+    """However the prompt is cut, caches and text are the same; also where the last piece begins before its place."""
+    prompts = lab.prompts[-batch:]
+    whole = lab.prefill(gamma, prompts, lab.new_tokens, (-1,), chunk=16)
+    for chunk in (1, 4, 11, 96):
+        state = lab.prefill(gamma, prompts, lab.new_tokens, (-1,), chunk=chunk)
+        assert state.length.tolist() == whole.length.tolist()
+        for mine, other in zip(jax.tree.leaves(state.caches), jax.tree.leaves(whole.caches), strict=True):
+            heads = lab.config.num_key_value_heads
+            for row, prompt in enumerate(prompts):
+                own = slice(row * heads, (row + 1) * heads), slice(len(prompt))
+                np.testing.assert_allclose(mine[own], other[own], atol=2e-5)
+        for prompt, text in zip(prompts, lab.texts(lab.advance(gamma, state)), strict=True):
+            assert text == lab.reference(prompt)
+
+
+@pytest.mark.parametrize("gamma", [0, 4])
+def test_a_prefill_goes_on_from_what_the_caches_hold(lab: Any, gamma: int) -> None:
+    """A prompt that repeats the beginning of an earlier text needs only the rest of it run."""
+    prompt = lab.prompts[1]
+    text = [*prompt, *lab.reference(prompt)][:30]
+    for shared in (1, 7, 11, 25, 29):
+        changed = [*text[:shared], *((token + 1) % 61 for token in text[shared:])]
+        earlier = lab.decode(gamma, [prompt])
+        state = lab.resume(gamma, earlier, changed, shared)
+        assert lab.texts(lab.advance(gamma, state)) == [lab.reference(changed)]
