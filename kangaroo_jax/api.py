@@ -14,8 +14,8 @@ from kangaroo_jax.prompts import prompt_ids
 from kangaroo_jax.results import Generation
 from kangaroo_jax.run import Run
 
-ROUNDS_PER_CALL = 4
-"""Rounds between two looks of the host at the text, where it has to look (docs/decisions.md has the measurement)."""
+LOOK_SECONDS = 0.05
+"""Time between two looks of the host at the text, where it has to look (docs/decisions.md has the measurement)."""
 
 
 def generate(
@@ -81,14 +81,16 @@ def generate(
     if streamer is not None:
         _feed(run, streamer)
     while not run.finished:
-        # Where the text decides when to end, the host looks often; else it only has to hear Ctrl-C.
-        run.advance(ROUNDS_PER_CALL if run.plan.stop_strings else None)
+        if checked.stop_strings:  # The text decides when to end, and the host has to look.
+            run.advance(seconds=LOOK_SECONDS)
+        else:
+            run.advance()
     results = run.results()
     return results if many or len(results) > 1 else results[0]
 
 
 def stream(
-    params: Params, prompt: Any, *, rounds_per_call: int = ROUNDS_PER_CALL, **options: Any
+    params: Params, prompt: Any, *, rounds_per_call: int | None = None, **options: Any
 ) -> Generator[str, None, Generation]:
     """Yield the text of ``generate`` piece by piece, as rounds commit it.
 
@@ -99,24 +101,25 @@ def stream(
     Args:
         params: from ``load``.
         prompt: as for ``generate``; one prompt.
-        rounds_per_call: rounds between two looks of the host; fewer give smoother text, more give speed.
+        rounds_per_call: rounds between two looks of the host; fewer give smoother text, more give speed. Default: as
+            many as take about a twentieth of a second, which costs about 1 % (``python -m bench.generation stream``).
         **options: as for ``generate``.
 
     Raises:
         ValueError: as ``generate``, and if ``rounds_per_call`` is not positive; at the call, not at the first piece.
     """
-    rounds = integer("rounds_per_call", rounds_per_call, 1)
+    rounds = None if rounds_per_call is None else integer("rounds_per_call", rounds_per_call, 1)
     checked, prompts, _ = _check(params, prompt, options)
     _only_one(prompts, checked, "stream")
     return pieces(Run(params, prompts, checked), rounds)
 
 
-def pieces(run: Run, rounds: int) -> Generator[str, None, Generation]:
+def pieces(run: Run, rounds: int | None = None) -> Generator[str, None, Generation]:
     """Yield the text of a run of one sequence; return its ``Generation``."""
     if piece := run.first[0]:
         yield piece
     while not run.finished:
-        if piece := run.advance(rounds)[0]:
+        if piece := run.advance(rounds, LOOK_SECONDS)[0]:
             yield piece
     return run.results()[0]
 
@@ -147,5 +150,5 @@ def _feed(run: Run, streamer: Any) -> None:
         given = len(ids)
         if run.finished:
             break
-        run.advance(ROUNDS_PER_CALL)
+        run.advance(seconds=LOOK_SECONDS)
     streamer.end()

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from kangaroo_jax import decode as dec
-from kangaroo_jax.api import ROUNDS_PER_CALL, pieces
+from kangaroo_jax.api import pieces
 from kangaroo_jax.checks import integer
 from kangaroo_jax.options import Options, Plan, plan
 from kangaroo_jax.params import Params
@@ -147,7 +147,7 @@ class Chat:
     def _answer(self, run: Run, asked: dict[str, str]) -> Generator[str, None, Generation]:
         """Yield the answer's pieces and note it in the history, as far as it came."""
         try:
-            return (yield from pieces(run, ROUNDS_PER_CALL))
+            return (yield from pieces(run))
         finally:
             reply = run.readers[0].text.strip()
             if reply or run.finished:

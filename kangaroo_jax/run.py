@@ -20,7 +20,6 @@ from kangaroo_jax.results import Generation, Stats
 from kangaroo_jax.text import Reader
 
 _FINISH = {dec.STOP: "stop", dec.LENGTH: "length"}
-_CALL_SECONDS = 0.25
 _MOST_ROUNDS = 2**31 - 1
 
 
@@ -75,7 +74,7 @@ class Run:
         self.weights = {"target": params.target, "adapter": params.adapter if plan.spec.gamma else None}
         self.readers = [Reader(params.tokenizer, prompt, plan.stop_strings) for prompt in self.prompts]
         self.compile_seconds = self.decode_seconds = 0.0
-        self._rounds_a_call = 4
+        self._rounds_a_call = 0
         self._ended = [False] * len(self.prompts)
         lengths = np.array([len(prompt) for prompt in self.prompts], np.int32)
         context = context or params.config.max_position_embeddings
@@ -116,19 +115,20 @@ class Run:
         """Whether all texts have ended."""
         return bool((self._finish != dec.RUNNING).all())
 
-    def advance(self, rounds: int | None = None) -> list[str]:
+    def advance(self, rounds: int | None = None, seconds: float = 0.25) -> list[str]:
         """Run rounds on the device and return the text that each sequence gained.
 
         Args:
-            rounds: at most this many; default: as many as take about a quarter of a second, so that Ctrl-C is heard.
+            rounds: at most this many; default: about as many as the earlier calls say take ``seconds``.
+            seconds: time between two looks of the host, which is also when it hears Ctrl-C.
         """
-        asked = self._rounds_a_call if rounds is None else min(rounds, _MOST_ROUNDS)
+        asked = min(rounds or self._rounds_a_call or max(int(16 * seconds), 1), _MOST_ROUNDS)
         args = (self.weights, self.state, self.plan.controls, np.int32(asked))
         compiling, began = self.compile_seconds, time.perf_counter()
         self.state = self._call(dec.decode, {0: self.plan.spec}, *args)
-        seconds = time.perf_counter() - began - (self.compile_seconds - compiling)
-        self.decode_seconds += seconds
-        wanted = asked * _CALL_SECONDS / max(seconds, 1e-9)
+        took = time.perf_counter() - began - (self.compile_seconds - compiling)
+        self.decode_seconds += took
+        wanted = asked * seconds / max(took, 1e-9)
         self._rounds_a_call = int(min(max(wanted, 1), asked * 8, _MOST_ROUNDS))
         return self._read()
 

@@ -1,0 +1,160 @@
+"""What batches, streams, sampling, chats and the compilation cache cost or save; every ratio is of neighbouring runs.
+
+python -m bench.generation                 joey, all of it
+python -m bench.generation batch stream    only these
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+import kangaroo_jax
+from kangaroo_jax.compare import read_prompts
+
+TOKENS = 128
+Call = Callable[[], Any]
+
+
+def paired(calls: dict[str, Call], repeats: int) -> dict[str, float]:
+    """Return the median of each call's time over that of the first, run in turn after one unmeasured run of each."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(-1, repeats):
+        for name in sorted(calls, reverse=turn % 2 == 0):  # In turn first, so that drift favours none.
+            start = time.perf_counter()
+            calls[name]()
+            if turn >= 0:
+                times[name].append(time.perf_counter() - start)
+    base = next(iter(calls))
+    ratios = {name: statistics.median(a / b for a, b in zip(times[name], times[base], strict=True)) for name in calls}
+    return ratios | {"seconds": statistics.median(times[base])}
+
+
+def batch(params: kangaroo_jax.Params, repeats: int) -> Iterable[str]:
+    """Compare one call with a list of prompts with a call for each of them: throughput."""
+    texts = [row["prompt"] for row in read_prompts()][:8]
+    for method in ("kangaroo", "plain"):
+        for size in (2, 4, 8):
+            prompts = texts[:size]
+
+            def together(prompts: list[str] = prompts, method: str = method) -> None:
+                kangaroo_jax.generate(params, prompts, method=method, max_new_tokens=TOKENS)
+
+            def singles(prompts: list[str] = prompts, method: str = method) -> None:
+                for prompt in prompts:
+                    kangaroo_jax.generate(params, prompt, method=method, max_new_tokens=TOKENS)
+
+            ratios = paired({"together": together, "singles": singles}, repeats)
+            yield f"batch of {size}, {method:8}   {ratios['singles']:.2f} x the throughput of {size} single calls"
+
+
+def stream(params: kangaroo_jax.Params, repeats: int) -> Iterable[str]:
+    """Compare ``stream`` with ``generate``, by rounds between two looks of the host."""
+    prompt = read_prompts()[0]["prompt"]
+
+    def whole() -> None:
+        kangaroo_jax.generate(params, prompt, max_new_tokens=TOKENS)
+
+    def streamed(rounds: int | None) -> Call:
+        return lambda: list(kangaroo_jax.stream(params, prompt, max_new_tokens=TOKENS, rounds_per_call=rounds))
+
+    choices = (None, 1, 2, 4, 8, 16)
+    calls = {"generate": whole} | {f"stream {rounds}": streamed(rounds) for rounds in choices}
+    ratios = paired(calls, repeats)
+    for rounds in choices:
+        label = f"{rounds} rounds a call" if rounds else "default"
+        yield f"stream, {label:16}   {ratios[f'stream {rounds}']:.3f} x the time of generate"
+
+
+def sampling(params: kangaroo_jax.Params, repeats: int) -> Iterable[str]:
+    """Compare a round that draws its tokens with a greedy one, and Kangaroo with plain decoding when sampling."""
+    prompt = read_prompts()[0]["prompt"]
+    settings: dict[str, dict[str, Any]] = {
+        "greedy": {},
+        "temperature 0.7, no cuts": {"do_sample": True, "temperature": 0.7, "top_k": 0},
+        "temperature 0.7, top_k 50, top_p 0.9": {"do_sample": True, "temperature": 0.7, "top_p": 0.9},
+    }
+    rounds: dict[str, list[float]] = {name: [] for name in settings}
+    speedups: dict[str, list[float]] = {name: [] for name in settings}
+    for turn in range(-1, repeats):
+        for name, options in settings.items():
+            options = options | {"max_new_tokens": TOKENS, "seed": turn + 1}
+            mine = kangaroo_jax.generate(params, prompt, **options).stats
+            plain = kangaroo_jax.generate(params, prompt, method="plain", **options).stats
+            if turn >= 0:
+                rounds[name].append(mine.decode_seconds / mine.rounds)
+                speedups[name].append(mine.tokens_per_second / plain.tokens_per_second)
+    for name in settings:
+        cost = statistics.median(a / b for a, b in zip(rounds[name], rounds["greedy"], strict=True))
+        speedup = statistics.median(speedups[name])
+        yield f"{name:38} a round takes {cost:.2f} x a greedy one; {speedup:.2f} x plain decoding"
+
+
+def chat(params: kangaroo_jax.Params, repeats: int) -> Iterable[str]:
+    """Compare the prefill of a chat's later turn with that of the whole conversation."""
+    question, ratios, counts = read_prompts()[0]["prompt"], [], (0, 0)
+    for turn in range(-1, repeats):
+        talk = kangaroo_jax.Chat(params, max_new_tokens=TOKENS)
+        for _ in range(3):
+            kept = talk.send(question).stats
+        fresh = kangaroo_jax.Chat(params, max_new_tokens=1)
+        fresh._messages = talk.history[:-2]
+        whole = fresh.send(question).stats
+        counts = kept.prefilled_tokens, whole.prefilled_tokens
+        if turn >= 0:
+            ratios.append(kept.prefill_seconds / whole.prefill_seconds)
+    ratio = statistics.median(ratios)
+    yield f"third turn of a chat: {counts[0]} of {counts[1]} tokens prefilled, {ratio:.2f} x the time of all of them"
+
+
+def start(params: kangaroo_jax.Params, repeats: int) -> Iterable[str]:
+    """Compare compile seconds of a first and a later process."""
+    code = (
+        "import kangaroo_jax\n"
+        f"params = kangaroo_jax.load({params.name!r}, dtype='float32')\n"
+        "print(kangaroo_jax.generate(params, 'import os', max_new_tokens=9).stats.compile_seconds)\n"
+    )
+    cold: list[float] = []
+    warm: list[float] = []
+    for _ in range(min(repeats, 3)):
+        with tempfile.TemporaryDirectory() as home:
+            env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": home, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+            for times in (cold, warm):
+                run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+                times.append(float(run.stdout))
+    yield f"compiling: first process {statistics.median(cold):.2f} s, later ones {statistics.median(warm):.2f} s"
+
+
+PARTS = {"batch": batch, "stream": stream, "sampling": sampling, "chat": chat, "start": start}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print, part by part."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.generation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", nargs="*", help=f"what to measure: {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--model", default="joey", help="as for kangaroo_jax.load (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=7, help="measured runs of each (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.repeats < 1:
+        parser.error("--repeats must be at least 1")
+    if unknown := set(args.part) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+    params = kangaroo_jax.load(args.model, dtype="float32")
+    for name in tqdm(args.part or PARTS, disable=not sys.stderr.isatty()):
+        for line in PARTS[name](params, args.repeats):
+            tqdm.write(line)
+
+
+if __name__ == "__main__":
+    main()
