@@ -8,6 +8,7 @@ import itertools
 from typing import Any
 
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -144,6 +145,12 @@ def test_a_streamer_gets_prompt_and_ids_and_the_end(tiny: kangaroo_jax.Params, m
     assert tuple(itertools.chain.from_iterable(value.tolist() for value in new)) == out.token_ids
     assert len(new) > 3 and streamer.ended == 1
     assert outcome(out) == outcome(generate(tiny, "def f(x):", method="plain", max_new_tokens=50))
+
+
+def test_transformers_own_streamer_writes_the_text(capsys: pytest.CaptureFixture[str]) -> None:
+    streamer = transformers.TextStreamer(joey().tokenizer._backend, skip_prompt=True)
+    out = generate(joey(), "import os\n", streamer=streamer, max_new_tokens=40)
+    assert capsys.readouterr().out == out.text + "\n"
 
 
 def test_a_streamer_gets_no_id_beyond_a_stop_string() -> None:
