@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from convert.sources import TEXT_FILES, locate
 from kangaroo_jax.model import LlamaConfig
-from kangaroo_jax.store import DTYPES, read_hf, save_params
+from kangaroo_jax.store import DTYPES, find_adapter, read_hf, save_params
 from kangaroo_jax.store.files import whole_directory, write_json
 from kangaroo_jax.store.mapping import entries
 from kangaroo_jax.store.names import ALIASES, EMBEDDED, converted, expand
@@ -92,7 +92,9 @@ def main(argv: list[str] | None = None) -> int:
     print(_table(written))
     by_name = args.out is None and args.source not in EMBEDDED
     model = out.name if by_name else shlex.quote(str(out))
-    print(f'\nNext: python -m kangaroo_jax --model {model} "Once upon a time"')
+    # Without an adapter there is nothing to draft with yet.
+    method = "" if find_adapter(out, None) else " --method plain"
+    print(f'\nNext: python -m kangaroo_jax --model {model}{method} "Once upon a time"')
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -32,6 +33,7 @@ def check_memory(spec: dec.DecodeSpec, batch: int, slots: int, chunk: int, dtype
     )
 
 
+@functools.cache
 def sequence_bytes(spec: dec.DecodeSpec, slots: int, chunk: int, dtype: Any) -> int:
     """Return about how many bytes one sequence of a batch takes: its caches, and the largest arrays in work."""
     config = spec.config

@@ -88,8 +88,15 @@ def test_what_is_written_and_said(source, home_folder, capsys):
         "dtype": "float32",
         "destination": str(out),
     }
-    assert "python -m kangaroo_jax --model tiny" in captured.out
+    assert 'python -m kangaroo_jax --model tiny "' in captured.out
     assert "30/30" in captured.err
+
+
+def test_the_next_step_of_a_model_without_an_adapter_is_plain(source, home_folder, tmp_path, capsys):
+    alone = shutil.copytree(source, tmp_path / "alone")
+    shutil.rmtree(alone / "adapter")
+    assert hf_to_flax.main([str(alone)]) == 0
+    assert 'python -m kangaroo_jax --model alone --method plain "' in capsys.readouterr().out
 
 
 def test_dtype_of_the_source_is_kept(source, tmp_path, capsys):
