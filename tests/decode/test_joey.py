@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import cache
 from itertools import product
 
+import jax.numpy as jnp
 import pytest
 
 import kangaroo_jax
 from kangaroo_jax.compare import read_prompts
+from kangaroo_jax.model import forward
 from train.corpus import split_sources, standard_library
 from train.prompts import draw_prompts
 
@@ -47,6 +49,20 @@ def test_the_adapter_drafts_well_enough_to_pay():
     rows = [kangaroo_jax.generate(joey(), row["prompt"]).stats for row in read_prompts()]
     committed, rounds = sum(sum(s.accept_lengths) for s in rows), sum(s.rounds for s in rows)
     assert committed / rounds > 2
+
+
+def test_the_longest_prompt():
+    """Prompts run in several pieces, up to the last position of the context."""
+    source = b"".join(file.data for file in split_sources([standard_library()])[1][:3])
+    ids = joey().tokenizer.encode(source[:4000].decode(errors="ignore"))
+    context = joey().config.max_position_embeddings
+    for length in (513, 700, context - 1):
+        prompt = ids[:length]
+        scores = forward(joey().config, joey().target, jnp.array([prompt]))[0, -1]
+        texts = [kangaroo_jax.generate(joey(), prompt, method=m, max_new_tokens=20) for m in ("kangaroo", "plain")]
+        assert texts[0].token_ids == texts[1].token_ids
+        assert texts[0].token_ids[0] == int(scores.argmax())
+        assert len(texts[0].token_ids) == min(20, context - length)
 
 
 @pytest.mark.full
