@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test hf full lint types format clean
+.PHONY: help demo test hf full notebook lint types format clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3]"
@@ -25,6 +25,13 @@ hf: $(INSTALLED)  ## run the tests against transformers' own models (installs to
 
 full: $(INSTALLED)  ## run the long tests: every prompt, every setting
 	$(RUN) -m pytest -m full
+
+notebook: $(INSTALLED)  ## run the notebook anew and store what it shows
+	KANGAROO_COMPILATION_CACHE=0 $(RUN) -c 'import nbclient, nbformat; \
+		path = "examples/quickstart.ipynb"; \
+		book = nbformat.read(path, 4); \
+		nbclient.NotebookClient(book, coalesce_streams=True, record_timing=False).execute(); \
+		nbformat.write(book, path)'
 
 lint: $(INSTALLED)  ## check style
 	$(RUN) -m ruff check .
