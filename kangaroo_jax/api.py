@@ -39,7 +39,8 @@ def generate(
 ) -> Any:
     """Continue one prompt or several; Kangaroo returns what plain decoding returns, sooner.
 
-    Greedy texts are the very tokens of plain decoding; sampled ones have exactly its distribution. In a batch every
+    Greedy texts are the very tokens of plain decoding; sampled ones have exactly its distribution, that of the model
+    after temperature and the cuts asked for (top_k is 50 unless told otherwise, as in transformers). In a batch every
     sequence has its own length, drafts and end, and its text is the one it would have alone.
 
     Args:
@@ -103,7 +104,7 @@ def stream(
         prompt: as for ``generate``; one prompt.
         rounds_per_call: rounds between two looks of the host; fewer give smoother text, more give speed. Default: as
             many as take about a twentieth of a second, which costs about 1 % (``python -m bench.generation stream``).
-        **options: as for ``generate``.
+        **options: as for ``generate``; all but ``streamer``.
 
     Raises:
         ValueError: as ``generate``, and if ``rounds_per_call`` is not positive; at the call, not at the first piece.

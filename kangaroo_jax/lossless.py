@@ -146,7 +146,7 @@ def verify_lossless(
     names: Sequence[str] | None = None,
     tick: Callable[[], Any] = lambda: None,
 ) -> LosslessReport:
-    """Run plain decoding and Kangaroo on every prompt, and say where their token ids first differ and why.
+    """Run plain decoding and Kangaroo, both greedy, on every prompt, and say where their ids first differ and why.
 
     ::
 
@@ -162,6 +162,9 @@ def verify_lossless(
         eta: as for ``generate``.
         names: what to call the prompts in the report; default: how they begin.
         tick: called after every prompt.
+
+    Returns:
+        A report: ``lossless`` and ``identical`` say what was found, ``rows`` has the details, printed it is a table.
 
     Raises:
         ValueError: as ``generate``, or if there are not as many names as prompts.

@@ -103,7 +103,10 @@ class Stats:
 
     @property
     def tokens_per_second(self) -> float:
-        """New tokens of this sequence over wall time, prefill included, compilation not."""
+        """New tokens of this sequence over wall time, prefill included, compilation not.
+
+        The rows of a batch share its time: its throughput is the sum over its rows.
+        """
         seconds = self.prefill_seconds + self.decode_seconds
         return self.new_tokens / seconds if seconds else 0.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,10 @@ def _load_backend(directory: Path) -> Any:
     """Let transformers read the directory; imported here, because the import alone takes seconds."""
     # Its advice to install torch does not concern us: only its tokenizers are used.
     logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.getMessage())
-    import transformers
+    with warnings.catch_warnings():
+        # In a notebook without ipywidgets it complains of a progress bar that nothing here shows.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import transformers
 
     config_file = directory / "tokenizer_config.json"
     config = json.loads(config_file.read_text()) if config_file.is_file() else {}
