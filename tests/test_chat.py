@@ -57,8 +57,8 @@ def ended(out: Generation) -> tuple[str, tuple[int, ...], str]:
 
 def scratch(params: kangaroo_jax.Params, messages: Any, **options: Any) -> Generation:
     """Return what ``generate(..., method="plain")`` does, with one cache length for all prompts: it compiles once."""
-    options = {"method": "plain", "max_new_tokens": NEW} | options
-    checked = plan(params, Options(**options))
+    asked: dict[str, Any] = {"method": "plain", "max_new_tokens": NEW} | options
+    checked = plan(params, Options(**asked))
     run = Run(params, prompt_ids(params, messages)[0], checked, Kept(slots=512, chunk=128))
     while not run.finished:
         run.advance()
