@@ -55,33 +55,37 @@ class Chat:
             **options: as for ``generate``; they hold for all turns.
 
         Raises:
-            ValueError: if an option is out of range, or the model has no chat template.
+            ValueError: if an option is out of range, the model has no chat template, or the context has no room for a
+                message.
         """
         self._params, self._template = params, chat_template
         self._options = {"max_new_tokens": max_new_tokens, **options}
-        self._plan({})
+        self._plan("Chat", {})
         longest = params.config.max_position_embeddings
         self._context = min(longest, _CONTEXT) if context is None else integer("context", context, 2, longest)
-        self._system = [] if system is None else [{"role": "system", "content": system}]
+        self._system = [] if system is None else [{"role": "system", "content": _text("system", system)}]
         self._messages: list[dict[str, str]] = []
         self._run: Run | None = None
         self._speaking: Generator[str, None, Generation] | None = None
-        self._ids([{"role": "user", "content": ""}])  # Is there a template, and does it take these messages?
+        self._open: tuple[dict[str, str], Run] | None = None
+        self._ids("Hello")  # Is there a template, does it take these messages, and is there room for more?
 
     @property
     def history(self) -> list[dict[str, str]]:
-        """The conversation so far, as messages; a copy."""
-        return [dict(message) for message in (*self._system, *self._messages)]
+        """The conversation so far, as messages; a copy. An answer that is being given is in it as far as it came."""
+        return [dict(message) for message in (*self._system, *self._turns())]
 
     def reset(self) -> None:
-        """Forget the conversation; what is compiled stays."""
+        """Forget the conversation, all but the system message; what is compiled stays."""
         self._hush()
         self._messages = []
 
     def send(self, text: str, *, stream: bool = False, **options: Any) -> Any:
         """Say something and return the answer.
 
-        An answer that is cut short, by leaving its stream or by Ctrl-C, stays in the history as far as it came.
+        An answer that is cut short, by leaving its stream, by the next message or by Ctrl-C, stays in the history as
+        far as it came. If nothing came, its message is not there either: it was never said. So it is with a stream
+        of which no piece was asked for, and with a message that is refused.
 
         Args:
             text: the user's message.
@@ -94,16 +98,9 @@ class Chat:
         Raises:
             ValueError: if an option is out of range, or the conversation is longer than the context.
         """
+        checked, ids = self._plan("send", options), self._ids(_text("text", text))
         self._hush()
-        asked = {"role": "user", "content": text}
-        checked, ids = self._plan(options), self._ids([*self._messages, asked])
-        if len(ids) >= self._context:
-            raise ValueError(
-                f"the conversation has {len(ids)} tokens with this message, and this chat holds {self._context - 1}: "
-                "reset() it, or start one with a larger context"
-            )
-        run = self._start(ids, checked)
-        self._speaking = self._answer(run, asked)
+        self._speaking = self._answer(self._start(ids, checked), {"role": "user", "content": text})
         if stream:
             return self._speaking
         while True:
@@ -112,14 +109,28 @@ class Chat:
             except StopIteration as end:
                 return end.value
 
-    def _plan(self, options: dict[str, Any]) -> Plan:
-        checked = plan(self._params, Options(**(self._options | options)))
+    def _plan(self, caller: str, options: dict[str, Any]) -> Plan:
+        try:
+            asked = Options(**(self._options | options))
+        except TypeError as error:
+            raise TypeError(str(error).replace("Options.__init__()", f"{caller}()")) from None
+        checked = plan(self._params, asked)
         if checked.copies > 1:
-            raise ValueError(f"num_return_sequences is {checked.copies}; a chat has one answer")
+            raise ValueError(f"num_return_sequences is {checked.copies}; a chat has one answer: leave it out")
         return checked
 
-    def _ids(self, messages: list[dict[str, str]]) -> list[int]:
-        return chat_ids(self._params.tokenizer, self._params.name, [*self._system, *messages], self._template)
+    def _ids(self, text: str) -> list[int]:
+        """Return the prompt of a turn in which the user says ``text``; raise ValueError if it is too long."""
+        messages = [*self._system, *self._turns(), {"role": "user", "content": text}]
+        ids = chat_ids(self._params.tokenizer, self._params.name, messages, self._template)
+        if len(ids) >= self._context:
+            longest = self._params.config.max_position_embeddings
+            larger = f", or start a chat with a context of up to {longest}" if self._context < longest else ""
+            raise ValueError(
+                f"the conversation has {len(ids)} tokens with this message, and a context of {self._context} holds "
+                f"{self._context - 1}: say less, reset() the chat{larger}"
+            )
+        return ids
 
     def _start(self, ids: list[int], checked: Plan) -> Run:
         """Prefill what the caches do not hold yet."""
@@ -145,16 +156,34 @@ class Chat:
         return sum(1 for _ in same), (state.caches, state.adapter)
 
     def _answer(self, run: Run, asked: dict[str, str]) -> Generator[str, None, Generation]:
-        """Yield the answer's pieces and note it in the history, as far as it came."""
+        """Yield the answer's pieces; the turn is open meanwhile, and in the history afterwards."""
+        self._open = asked, run
         try:
             return (yield from pieces(run))
         finally:
-            reply = run.readers[0].text.strip()
-            if reply or run.finished:
-                self._messages += [asked, {"role": "assistant", "content": reply}]
+            self._messages, self._open = self._turns(), None
+
+    def _turns(self) -> list[dict[str, str]]:
+        """Return the messages, those of an open turn too if anything came of it."""
+        if self._open is None:
+            return self._messages
+        asked, run = self._open
+        reply = run.readers[0].text.strip()
+        if not reply and not run.finished:
+            return self._messages
+        return [*self._messages, asked, {"role": "assistant", "content": reply}]
 
     def _hush(self) -> None:
         """End an answer that is still being given."""
         if self._speaking is not None:
             self._speaking.close()
             self._speaking = None
+
+
+def _text(name: str, value: Any) -> str:
+    """Return ``value`` if it is text; raise ValueError otherwise."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r:.60}; pass a string")
+    if lone := next((character for character in value if "\ud800" <= character <= "\udfff"), None):
+        raise ValueError(f"{name} has {lone!r}, half of a surrogate pair, which is no text; pass valid Unicode")
+    return value

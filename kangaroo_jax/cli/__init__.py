@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 DEFAULT = "kangaroo_jax.cli.write"
 COMMANDS = {
+    "chat": "kangaroo_jax.cli.chat",
     "verify": "kangaroo_jax.cli.verify",
 }
 """Commands by their first word; a module is imported when it is needed, without a word ``DEFAULT``."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
 import kangaroo_jax
+from kangaroo_jax.options import METHODS, Options
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
+"""Arguments of ``kangaroo_jax.generate`` that have an effect only if tokens are drawn."""
 
 
 def new_parser(command: str, description: str | None) -> argparse.ArgumentParser:
@@ -45,10 +50,15 @@ def load(args: argparse.Namespace) -> kangaroo_jax.Params:
     return kangaroo_jax.load(args.model, adapter=args.adapter, dtype=args.dtype)
 
 
-def add_decoding(parser: argparse.ArgumentParser) -> None:
-    """Add the options that every way of decoding has; ``decoding`` reads them."""
+def add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int = Options.max_new_tokens) -> None:
+    """Add the options that every way of decoding has; ``decoding`` reads them.
+
+    Args:
+        parser: the command's.
+        max_new_tokens: default of the token budget.
+    """
     add = parser.add_argument
-    add("--max-new-tokens", type=int, metavar="N", default=128, help="token budget (default: %(default)s)")
+    add("--max-new-tokens", type=int, metavar="N", default=max_new_tokens, help="token budget (default: %(default)s)")
     add("--gamma", type=int, metavar="N", help="most tokens drafted in a round (default: the adapter's)")
     add("--eta", type=float, metavar="P", help="confidence below which drafting stops (default: the adapter's)")
 
@@ -56,3 +66,52 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
 def decoding(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of ``kangaroo_jax.generate`` that the options of ``add_decoding`` stand for."""
     return {"max_new_tokens": args.max_new_tokens, "gamma": args.gamma, "eta": args.eta}
+
+
+def add_writing(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a text that is written once: method, stop strings, sampling; ``writing`` reads them."""
+    add = parser.add_argument
+    add("--method", choices=METHODS, default=Options.method, help="how to decode (default: %(default)s)")
+    add(
+        "--stop",
+        type=_unescaped,
+        action="append",
+        metavar="TEXT",
+        help=r"end the text before TEXT, in which \n is a line break, \t a tab, \\ a backslash; may be repeated",
+    )
+    group = parser.add_argument_group("sampling", "Tokens are drawn at random if any of these is given.")
+    add = group.add_argument
+    add("--do-sample", action="store_true", help="with the defaults of the others")
+    add("--temperature", type=float, metavar="T", help=f"divides the logits (default: {Options.temperature:g})")
+    add("--top-k", type=int, metavar="N", help=f"only the N likeliest tokens, 0 for all (default: {Options.top_k})")
+    add(
+        "--top-p", type=float, metavar="P", help=f"only the likeliest tokens that sum to P (default: {Options.top_p:g})"
+    )
+    add("--min-p", type=float, metavar="P", help="only tokens at least P times as likely as the likeliest (default: 0)")
+    add("--seed", type=int, metavar="N", help="the same seed gives the same text again (default: another each time)")
+
+
+def writing(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of ``kangaroo_jax.generate`` that ``add_decoding`` and ``add_writing`` stand for."""
+    given = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
+    drawn = {"do_sample": True, **given} if args.do_sample or given else {}
+    return decoding(args) | {"method": args.method, "stop_strings": args.stop} | drawn
+
+
+def refuse_writing(args: argparse.Namespace, why: str) -> None:
+    """Raise ValueError if stop strings or sampling are asked for.
+
+    Args:
+        args: of a parser with ``add_writing``.
+        why: what cannot be had with them, and why.
+    """
+    values = {name: getattr(args, name) for name in ("stop", "do_sample", *SAMPLING)}
+    given = [name for name, value in values.items() if value is not None and value is not False]  # 0 is a value.
+    if given:
+        raise ValueError(f"{why}: leave out {', '.join('--' + name.replace('_', '-') for name in given)}")
+
+
+def _unescaped(text: str) -> str:
+    """Return a text with the characters that are hard to type on a command line; other backslashes stay."""
+    characters = {"n": "\n", "t": "\t", "\\": "\\"}
+    return re.sub(r"\\([nt\\])", lambda match: characters[match[1]], text)

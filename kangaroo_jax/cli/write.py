@@ -3,6 +3,9 @@
 python -m kangaroo_jax "def fibonacci(n):"      stream a continuation
 python -m kangaroo_jax --compare                measure on the built-in prompts
 python -m kangaroo_jax verify                   check that Kangaroo writes the tokens plain decoding writes
+python -m kangaroo_jax chat                     hold a conversation
+
+The text is greedy unless an option of sampling is given.
 
 Commands have a help of their own: python -m kangaroo_jax verify --help. Only the first word names a command; to
 continue a text that is such a word, write: python -m kangaroo_jax -- verify
@@ -25,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("prompt", nargs="?", help="text to continue; with --compare: default, the built-in prompts")
     options.add_model(parser)
     options.add_decoding(parser)
-    add("--method", choices=("kangaroo", "plain"), default="kangaroo", help="how to decode (default: %(default)s)")
+    options.add_writing(parser)
     compare.add_options(parser)
     add("--json", action="store_true", help="print one JSON object instead of text")
     return parser
@@ -40,10 +43,12 @@ def run(args: argparse.Namespace) -> int:
     if args.prompt is None and not args.compare:
         raise ValueError('no prompt; try: python -m kangaroo_jax "def fibonacci(n):"  (or --compare, or --help)')
     compare.check(args)
+    if args.compare:
+        options.refuse_writing(args, "--compare measures greedy texts of one length")
     params = options.load(args)
     if args.compare:
         return compare.run(params, args)
-    arguments = options.decoding(args) | {"method": args.method}
+    arguments = options.writing(args)
     if args.json:
         result = kangaroo_jax.generate(params, args.prompt, **arguments)
         fields = {"text": result.text, "token_ids": result.token_ids, "finish_reason": result.finish_reason}

@@ -15,6 +15,8 @@ import kangaroo_jax
 from kangaroo_jax import cli, generate
 
 EACH = pytest.mark.parametrize("command", ["", *cli.COMMANDS])
+PROMPTS = {"chat": ()}
+"""What each command needs on its command line; a prompt unless it stands here."""
 
 
 @EACH
@@ -82,7 +84,7 @@ def test_all_commands_end_alike(
         raise error
 
     monkeypatch.setattr(kangaroo_jax, "load", failing)
-    assert run("def f(x):", command=command) == (status, "", words)
+    assert run(*PROMPTS.get(command, ("def f(x):",)), command=command) == (status, "", words)
 
 
 def test_a_reader_who_has_read_enough_is_no_error(tiny_model: Path) -> None:

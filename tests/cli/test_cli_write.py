@@ -11,6 +11,7 @@ import pytest
 
 import kangaroo_jax
 from kangaroo_jax import generate
+from kangaroo_jax.cli.write import build_parser
 
 PROMPT = "def f(x):"
 
@@ -43,6 +44,47 @@ def test_an_empty_prompt_is_a_prompt(run: Any, tiny: kangaroo_jax.Params) -> Non
     assert status == 0 and json.loads(out)["prompts"] == 1
 
 
+SAMPLING = {"--temperature": 1.5, "--top-k": 7, "--top-p": 0.9, "--min-p": 0.1, "--seed": 5}
+
+
+@pytest.mark.parametrize("given", [["--do-sample"], *([option] for option in SAMPLING), [*SAMPLING]])
+def test_an_option_of_sampling_draws_tokens(run: Any, monkeypatch: pytest.MonkeyPatch, given: list[str]) -> None:
+    def remembering(*args: Any, **options: Any) -> Any:
+        seen.append(options)
+        return generate(*args, **options)
+
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(kangaroo_jax, "generate", remembering)
+    argv = [word for option in given for word in (option, *([str(SAMPLING[option])] if option in SAMPLING else []))]
+    assert run(PROMPT, "--json", *argv)[0] == 0
+    values = {option[2:].replace("-", "_"): SAMPLING[option] for option in given if option in SAMPLING}
+    unset = {"max_new_tokens": 20, "gamma": None, "eta": None, "method": "kangaroo", "stop_strings": None}
+    assert seen == [unset | {"do_sample": True} | values]
+
+
+def test_a_seed_gives_the_same_text_again(run: Any, tiny: kangaroo_jax.Params) -> None:
+    argv = (PROMPT, "--temperature", "2", "--seed", "5")
+    expected = generate(tiny, PROMPT, max_new_tokens=20, do_sample=True, temperature=2, seed=5).text
+    assert run(*argv)[1] == run(*argv)[1] == PROMPT + expected + "\n"
+    assert expected != generate(tiny, PROMPT, max_new_tokens=20).text
+
+
+def test_the_text_ends_before_a_stop_string(run: Any, tiny: kangaroo_jax.Params) -> None:
+    text = generate(tiny, PROMPT, max_new_tokens=20).text
+    stop = text[9:11]
+    assert text.index(stop) == 9
+    assert run(PROMPT, "--stop", "never", "--stop", stop)[1] == PROMPT + text[:9] + "\n"
+    fields = json.loads(run(PROMPT, "--stop", stop, "--json")[1])
+    assert (fields["text"], fields["finish_reason"]) == (text[:9], "stop")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [(r"\nUser:", "\nUser:"), (r"a\tb", "a\tb"), (r"\\n", r"\n"), (r"\d\x", r"\d\x"), ("\\", "\\")]
+)
+def test_line_breaks_can_be_typed_in_a_stop_string(typed: str, meant: str) -> None:
+    assert build_parser().parse_args(["--stop", typed]).stop == [meant]
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -56,6 +98,12 @@ def test_an_empty_prompt_is_a_prompt(run: Any, tiny: kangaroo_jax.Params) -> Non
         ([PROMPT, "--compare", "--repeats", "0"], ("repeats is 0", "at least 1")),
         ([PROMPT, "--compare", "--show", "--repeats", "0"], ("repeats is 0", "at least 1")),
         ([PROMPT, "--compare", "--gamma", "0"], ("gamma is 0", "at least 1")),
+        ([PROMPT, "--temperature", "-1"], ("temperature is -1", "0 or more")),
+        ([PROMPT, "--top-p", "0"], ("top_p is 0",)),
+        ([PROMPT, "--seed", "-1"], ("seed is -1", "at least 0")),
+        ([PROMPT, "--stop", ""], ("stop_strings", "empty")),
+        (["--compare", "--stop", "x", "--temperature", "0"], ("--compare", "leave out --stop, --temperature")),
+        ([PROMPT, "--compare", "--do-sample"], ("greedy", "leave out --do-sample")),
         (["x" * 101], ("prompt has 102 tokens", "shorten")),
         (["a\udcff"], ("prompt", "surrogate")),  # what Python makes of a byte that is not UTF-8
         ([PROMPT, "--adapter", "nowhere"], ("nowhere", "train.adapter")),
