@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
+from kangaroo_jax import checks
 from kangaroo_jax import decode as dec
 from kangaroo_jax.api import pieces
-from kangaroo_jax.checks import integer
 from kangaroo_jax.options import Options, Plan, plan
 from kangaroo_jax.params import Params
 from kangaroo_jax.results import Generation
@@ -62,8 +62,8 @@ class Chat:
         self._options = {"max_new_tokens": max_new_tokens, **options}
         self._plan("Chat", {})
         longest = params.config.max_position_embeddings
-        self._context = min(longest, _CONTEXT) if context is None else integer("context", context, 2, longest)
-        self._system = [] if system is None else [{"role": "system", "content": _text("system", system)}]
+        self._context = min(longest, _CONTEXT) if context is None else checks.integer("context", context, 2, longest)
+        self._system = [] if system is None else [{"role": "system", "content": checks.text("system", system)}]
         self._messages: list[dict[str, str]] = []
         self._run: Run | None = None
         self._speaking: Generator[str, None, Generation] | None = None
@@ -98,7 +98,7 @@ class Chat:
         Raises:
             ValueError: if an option is out of range, or the conversation is longer than the context.
         """
-        checked, ids = self._plan("send", options), self._ids(_text("text", text))
+        checked, ids = self._plan("send", options), self._ids(checks.text("text", text))
         self._hush()
         self._speaking = self._answer(self._start(ids, checked), {"role": "user", "content": text})
         if stream:
@@ -178,12 +178,3 @@ class Chat:
         if self._speaking is not None:
             self._speaking.close()
             self._speaking = None
-
-
-def _text(name: str, value: Any) -> str:
-    """Return ``value`` if it is text; raise ValueError otherwise."""
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is {value!r:.60}; pass a string")
-    if lone := next((character for character in value if "\ud800" <= character <= "\udfff"), None):
-        raise ValueError(f"{name} has {lone!r}, half of a surrogate pair, which is no text; pass valid Unicode")
-    return value

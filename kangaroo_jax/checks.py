@@ -42,3 +42,16 @@ def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
     if most is not None and number > most:
         raise ValueError(f"{name} is {number}; it must be at most {most}")
     return number
+
+
+def text(name: str, value: Any) -> str:
+    """Return ``value`` if it is valid text.
+
+    Raises:
+        ValueError: if it is no string, or has half of a surrogate pair; the message names argument and value.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r:.60}; pass a string")
+    if lone := next((character for character in value if "\ud800" <= character <= "\udfff"), None):
+        raise ValueError(f"{name} has {lone!r}, half of a surrogate pair, which is no text; pass valid Unicode")
+    return value

@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kangaroo_jax.checks import token_ids
+from kangaroo_jax.checks import text, token_ids
 from kangaroo_jax.params import Params
 from kangaroo_jax.text import chat_ids
 
@@ -58,9 +58,7 @@ def _one(params: Params, label: str, prompt: Any) -> list[int]:
     """Return the ids of one prompt."""
     config = params.config
     if isinstance(prompt, str):
-        if lone := next((character for character in prompt if "\ud800" <= character <= "\udfff"), None):
-            raise ValueError(f"{label} has {lone!r}, half of a surrogate pair, which is no text; pass valid Unicode")
-        ids = params.tokenizer.encode(prompt)
+        ids = params.tokenizer.encode(text(label, prompt))
     elif prompt and all(isinstance(item, Mapping) for item in prompt):
         ids = chat_ids(params.tokenizer, params.name, prompt)
     else:

@@ -280,7 +280,7 @@ def test_the_first_call_compiles_and_the_second_does_not(tiny: kangaroo_jax.Para
         ([[1], [1, 259]], {}, ("prompt 1 has token id 259", "0 to 258")),
         ([PROMPT, "x" * 100], {}, ("prompt 1 has 101 tokens", "at most 100")),
         ([{"content": "a"}], {}, ("messages[0]", "without a role")),
-        ([{"role": "user"}], {}, ("messages[0] has content None", "a string")),
+        ([{"role": "user"}], {}, ("messages[0] content is None", "a string")),
         ([{"role": "user", "content": "a"}, "b"], {}, ("prompt mixes message and text",)),
         ("a\udcffb", {}, ("prompt", "surrogate")),
         ([1, 259], {}, ("token id 259", "0 to 258")),

@@ -322,7 +322,7 @@ def test_an_interrupted_program_leaves_a_chat_that_works(
 def test_an_interrupt_between_programs_keeps_the_caches(
     chat: Chat, speaker: kangaroo_jax.Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def advance(self: Run, rounds: int | None = None) -> list[str]:
+    def advance(self: Run, *_: Any) -> list[str]:
         if self.new_tokens(0)[4:]:
             raise KeyboardInterrupt
         return real(self, 1)
@@ -478,10 +478,10 @@ def partly(chat: Chat, text: str, how: str, steps: int, options: dict[str, Any])
     if how == "interrupt":
         calls = iter(range(steps))
 
-        def advance(self: Run, rounds: int | None = None) -> list[str]:
+        def advance(self: Run, *_: Any) -> list[str]:
             if next(calls, None) is None:
                 raise KeyboardInterrupt
-            return real(self, rounds)
+            return real(self, 4)
 
         real = Run.advance
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):

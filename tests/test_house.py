@@ -16,7 +16,7 @@ PACKAGES = ("kangaroo_jax", "convert", "train", "bench")
 ALLOWED = {
     "kangaroo_jax.model": (),
     "kangaroo_jax.decode": ("kangaroo_jax.model",),
-    "kangaroo_jax.text": (),
+    "kangaroo_jax.text": ("kangaroo_jax.checks",),
     "kangaroo_jax.store": ("kangaroo_jax.model",),
     "kangaroo_jax": (),
     "convert": ("kangaroo_jax",),

@@ -19,11 +19,10 @@ import argparse
 import contextlib
 import io
 import sys
-from collections.abc import Generator
 from pathlib import Path
 
 import kangaroo_jax
-from kangaroo_jax.cli import lines, options
+from kangaroo_jax.cli import lines, options, terminal
 from kangaroo_jax.store.names import home
 
 COMMANDS = {
@@ -151,7 +150,7 @@ def _obey(chat: kangaroo_jax.Chat, command: str) -> None:
 def _answer(chat: kangaroo_jax.Chat, text: str, typed: bool) -> None:
     """Write an answer as it comes, and below it what it cost."""
     try:
-        answer = _write(chat.send(text, stream=True))
+        answer = terminal.show(chat.send(text, stream=True))
     except ValueError as error:
         _refuse(str(error))
     except KeyboardInterrupt:
@@ -162,15 +161,6 @@ def _answer(chat: kangaroo_jax.Chat, text: str, typed: bool) -> None:
     else:
         stats, cut = answer.stats, ", cut at its token budget" if answer.finish_reason == "length" else ""
         _note(f"[{stats.summary()}, prefilled {stats.prefilled_tokens} of {stats.prompt_tokens} tokens{cut}]")
-
-
-def _write(pieces: Generator[str, None, kangaroo_jax.Generation]) -> kangaroo_jax.Generation:
-    while True:
-        try:
-            print(next(pieces), end="", flush=True)
-        except StopIteration as end:
-            print(flush=True)
-            return end.value
 
 
 def _note(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
 from typing import Any
 
 from tqdm import tqdm
@@ -15,11 +16,16 @@ def write(params: kangaroo_jax.Params, prompt: str, arguments: dict[str, Any]) -
     pieces = kangaroo_jax.stream(params, prompt, **arguments)  # Refuses bad input before anything is written.
     dim, plain = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
     print(f"{dim}{prompt}{plain}", end="", flush=True)
+    return show(pieces)
+
+
+def show(pieces: Generator[str, None, kangaroo_jax.Generation]) -> kangaroo_jax.Generation:
+    """Write the pieces of a stream as they come, and end the line; return the generation."""
     while True:
         try:
             print(next(pieces), end="", flush=True)
         except StopIteration as end:
-            print()
+            print(flush=True)
             return end.value
 
 

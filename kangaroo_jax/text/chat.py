@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kangaroo_jax.checks import text
 from kangaroo_jax.text.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
@@ -79,7 +80,7 @@ def _check(messages: Any) -> None:
     due = "user"
     for index, message in enumerate(messages):
         role = _checked_role(index, message)
-        _check_content(index, message)
+        text(f"messages[{index}] content", message.get("content"))
         if role == "system":
             if index:
                 raise ValueError(f"messages[{index}] has role 'system'; only the first message may have it")
@@ -102,13 +103,3 @@ def _checked_role(index: int, message: Any) -> str:
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"messages[{index}] has role {role!r:.60}; choose one of {', '.join(ROLES)}")
     return role
-
-
-def _check_content(index: int, message: Mapping[str, Any]) -> None:
-    content = message.get("content")
-    if not isinstance(content, str):
-        raise ValueError(f"messages[{index}] has content {content!r:.60}; pass a string")
-    if lone := next((character for character in content if "\ud800" <= character <= "\udfff"), None):
-        raise ValueError(
-            f"messages[{index}] has {lone!r}, half of a surrogate pair, which is no text; pass valid Unicode"
-        )

@@ -135,7 +135,7 @@ def test_a_message_that_is_refused_does_not_end_the_chat(talk: Any, answers: Any
 
 
 def test_ctrl_c_ends_an_answer_and_not_the_chat(talk: Any, answers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def advance(self: Run, rounds: int | None = None) -> list[str]:
+    def advance(self: Run, *_: Any) -> list[str]:
         monkeypatch.setattr(Run, "advance", real)
         raise KeyboardInterrupt
 
@@ -163,7 +163,7 @@ def test_ctrl_c_ends_a_chat_that_nobody_types(talk: Any, answers: Any, monkeypat
     assert (status, out) == (130, as_lines(answers("Hello")))
     assert err.endswith("\ninterrupted\n")
 
-    def advance(self: Run, rounds: int | None = None) -> list[str]:
+    def advance(self: Run, *_: Any) -> list[str]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Run, "advance", advance)
