@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from kangaroo_jax import decode as dec
 from kangaroo_jax.model import LlamaConfig, forward, init_adapter, init_params
@@ -219,3 +220,60 @@ def small_lab() -> Lab:
 def known() -> Any:
     """``propose_known``, to pass as ``propose``."""
     return propose_known
+
+
+def reference_probabilities(
+    logits: Any, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> np.ndarray:
+    """Return the probabilities tokens are drawn with, in float64, one cut after the other; top_k 0 is none."""
+
+    def shares(kept: np.ndarray) -> np.ndarray:
+        weights = np.where(kept, np.exp(scaled), 0.0)
+        return weights / weights.sum(-1, keepdims=True)
+
+    logits = np.asarray(logits, np.float64)
+    scaled = (logits - logits.max(-1, keepdims=True)) / temperature
+    kept = np.full(scaled.shape, True)
+    if top_k:
+        kept &= scaled >= np.sort(scaled, axis=-1)[..., -top_k, None]
+    if top_p < 1:
+        ranked = np.sort(shares(kept), axis=-1)[..., ::-1]
+        needed = np.minimum((np.cumsum(ranked, axis=-1) < top_p).sum(-1, keepdims=True), logits.shape[-1] - 1)
+        kept &= shares(kept) >= np.take_along_axis(ranked, needed, axis=-1)
+    probability = shares(kept)
+    return shares(kept & (probability >= min_p * probability.max(-1, keepdims=True)))
+
+
+def chi_square(counts: Any, probabilities: Any) -> float:
+    """Return the p-value of counts under exact probabilities, rows of cells that each sum to 1.
+
+    Cells in which less than 10 is expected are pooled. A count where nothing can be has p-value 0.
+    """
+    statistic, freedom = 0.0, 0
+    width = np.shape(counts)[-1]
+    for observed, shares in zip(np.reshape(counts, (-1, width)), np.reshape(probabilities, (-1, width)), strict=True):
+        if observed[shares == 0].any():
+            return 0.0
+        order = np.argsort(shares)
+        observed, expected = observed[order], shares[order] * observed.sum()
+        rare = min(int((expected < 10).sum()), width - 1)
+        while expected[:rare].sum() < 10 and 0 < rare < width - 1:
+            rare += 1
+        starts = [0, *range(max(rare, 1), width)]
+        observed, expected = np.add.reduceat(observed, starts), np.add.reduceat(expected, starts)
+        cells = expected > 0
+        statistic += float(((observed - expected)[cells] ** 2 / expected[cells]).sum())
+        freedom += int(cells.sum()) - 1
+    return float(stats.chi2.sf(statistic, freedom)) if freedom else 1.0
+
+
+@pytest.fixture(scope="session")
+def reference() -> Any:
+    """``reference_probabilities``."""
+    return reference_probabilities
+
+
+@pytest.fixture(scope="session")
+def p_value() -> Any:
+    """``chi_square``."""
+    return chi_square
