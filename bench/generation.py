@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import kangaroo_jax
 from kangaroo_jax.compare import read_prompts
+from kangaroo_jax.store import resolve
 
 TOKENS = 128
 Call = Callable[[], Any]
@@ -106,9 +107,7 @@ def chat(params: kangaroo_jax.Params, repeats: int) -> Iterable[str]:
         talk = kangaroo_jax.Chat(params, max_new_tokens=TOKENS)
         for _ in range(3):
             kept = talk.send(question).stats
-        fresh = kangaroo_jax.Chat(params, max_new_tokens=1)
-        fresh._messages = talk.history[:-2]
-        whole = fresh.send(question).stats
+        whole = kangaroo_jax.generate(params, talk.history[:-1], max_new_tokens=1).stats
         counts = kept.prefilled_tokens, whole.prefilled_tokens
         if turn >= 0:
             ratios.append(kept.prefill_seconds / whole.prefill_seconds)
@@ -120,14 +119,15 @@ def start(params: kangaroo_jax.Params, repeats: int) -> Iterable[str]:
     """Compare compile seconds of a first and a later process."""
     code = (
         "import kangaroo_jax\n"
-        f"params = kangaroo_jax.load({params.name!r}, dtype='float32')\n"
+        f"params = kangaroo_jax.load({str(resolve(params.name))!r}, dtype='float32')\n"
         "print(kangaroo_jax.generate(params, 'import os', max_new_tokens=9).stats.compile_seconds)\n"
     )
     cold: list[float] = []
     warm: list[float] = []
     for _ in range(min(repeats, 3)):
         with tempfile.TemporaryDirectory() as home:
-            env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": home, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+            env = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
+            env["KANGAROO_HOME"] = home
             for times in (cold, warm):
                 run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
                 times.append(float(run.stdout))

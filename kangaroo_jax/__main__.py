@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from kangaroo_jax.cli import main
-
 if __name__ == "__main__":
+    try:
+        from kangaroo_jax.cli import main
+    except KeyboardInterrupt:  # While the libraries were being imported, which takes a second or two.
+        sys.exit(130)
     sys.exit(main())

@@ -77,6 +77,8 @@ def generate(
     options = {name: value for name, value in locals().items() if name not in ("params", "prompt", "streamer")}
     checked, prompts, many = _check(params, prompt, options)
     if streamer is not None:
+        if not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+            raise ValueError(f"streamer is {streamer!r:.60}; pass an object with put(ids) and end()")
         _only_one(prompts, checked, "a streamer")
     run = Run(params, prompts, checked)
     if streamer is not None:
@@ -127,11 +129,7 @@ def pieces(run: Run, rounds: int | None = None) -> Generator[str, None, Generati
 
 def _check(params: Params, prompt: Any, options: dict[str, Any]) -> tuple[Plan, list[list[int]], bool]:
     """Return checked options, the ids of all prompts, and whether a list of prompts was given."""
-    try:
-        asked = Options(**options)
-    except TypeError as error:
-        raise TypeError(str(error).replace("Options.__init__()", "stream()")) from None
-    checked = plan(params, asked)
+    checked = plan(params, Options.of("stream", options))
     return checked, *prompt_ids(params, prompt)
 
 

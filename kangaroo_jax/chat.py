@@ -31,7 +31,8 @@ class Chat:
 
     The prompt of a turn is what the chat template makes of the whole conversation. Caches are as long as the context
     from the start, and prompts are run a fixed number of tokens at a time, so that no turn compiles anything after the
-    first; as far as the new prompt repeats the tokens before it, their caches are kept.
+    first as long as method, gamma and do_sample stay. As far as the new prompt repeats the tokens before it, their
+    caches are kept.
     """
 
     def __init__(
@@ -110,11 +111,7 @@ class Chat:
                 return end.value
 
     def _plan(self, caller: str, options: dict[str, Any]) -> Plan:
-        try:
-            asked = Options(**(self._options | options))
-        except TypeError as error:
-            raise TypeError(str(error).replace("Options.__init__()", f"{caller}()")) from None
-        checked = plan(self._params, asked)
+        checked = plan(self._params, Options.of(caller, self._options | options))
         if checked.copies > 1:
             raise ValueError(f"num_return_sequences is {checked.copies}; a chat has one answer: leave it out")
         return checked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import operator
-from collections.abc import Iterable
+import sys
 from typing import Any
 
 
@@ -14,14 +14,12 @@ def token_ids(name: str, value: Any, vocab_size: int, expected: str) -> list[int
     Raises:
         ValueError: if it is something else; the message names argument, value and what is expected.
     """
-    wrong_type = isinstance(value, str | bytes | bytearray) or not isinstance(value, Iterable)
-    tokens = [] if wrong_type else list(value)
-    try:
-        ids = [operator.index(token) for token in tokens]
-    except TypeError:
-        wrong_type = True
-    if wrong_type:
+    value = plain(value)
+    tokens: list[Any] = [plain(item) for item in value] if isinstance(value, list | tuple) else [None]
+    # True would be 1, and was hardly meant.
+    if any(isinstance(token, bool) or not isinstance(token, numbers.Integral) for token in tokens):
         raise ValueError(f"{name} is {value!r:.60}; pass {expected}")
+    ids = [operator.index(token) for token in tokens]
     if wrong := [token for token in ids if not 0 <= token < vocab_size]:
         raise ValueError(f"{name} has token id {wrong[0]}; ids of this model go from 0 to {vocab_size - 1}")
     return ids
@@ -42,6 +40,24 @@ def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
     if most is not None and number > most:
         raise ValueError(f"{name} is {number}; it must be at most {most}")
     return number
+
+
+def real(name: str, value: Any, expected: str, least: float = 0, most: float | None = None) -> float:
+    """Return ``value`` as a float.
+
+    Raises:
+        ValueError: if it is no finite number from ``least`` to ``most``; the message names argument and value.
+    """
+    value = plain(value)
+    wrong = isinstance(value, bool) or not isinstance(value, numbers.Real)
+    if wrong or not least <= value <= (sys.float_info.max if most is None else most):
+        raise ValueError(f"{name} is {value!r:.60}; pass {expected}")
+    return float(value)
+
+
+def plain(value: Any) -> Any:
+    """Return arrays as lists and numbers; all else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def text(name: str, value: Any) -> str:

@@ -44,7 +44,9 @@ def compiled(function: Any, static: dict[int, Any], *args: Any) -> tuple[Any, fl
     if not _executables:
         _use_persistent_cache()
     start = time.perf_counter()
-    lowered = function.lower(*merged)
+    # What a user has set for programs of his own is nothing to these.
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        lowered = function.lower(*merged)
     try:
         _executables[key] = lowered.compile(compiler_options=OPTIONS.get(jax.default_backend()))
     except jax.errors.JaxRuntimeError as error:
@@ -58,12 +60,19 @@ def _use_persistent_cache() -> None:
     """Let JAX keep compiled programs in the home folder, unless the user has chosen another place, or none.
 
     ``KANGAROO_COMPILATION_CACHE=0`` turns it off; a directory set for JAX itself (``JAX_COMPILATION_CACHE_DIR``) is
-    left as it is.
+    left as it is. Where nothing can be written, nothing is kept.
     """
     chosen = getattr(jax.config, "jax_compilation_cache_dir", None)
     if chosen or os.environ.get(CACHE_SWITCH, "1").lower() in ("0", "off", "false", "no"):
         return
-    jax.config.update("jax_compilation_cache_dir", str(home() / ".compiled"))
+    folder = home() / ".compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
     compilation_cache.reset_cache()  # JAX looks for a directory once, and something may have been compiled before.
 

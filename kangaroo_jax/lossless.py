@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kangaroo_jax.api import generate
-from kangaroo_jax.params import Params
+from kangaroo_jax.params import Params, check_params
 from kangaroo_jax.prompts import prompt_ids
 from kangaroo_jax.rescore import rescore
 from kangaroo_jax.results import Generation
@@ -169,6 +169,7 @@ def verify_lossless(
     Raises:
         ValueError: as ``generate``, or if there are not as many names as prompts.
     """
+    check_params(params)
     given, _ = prompt_ids(params, prompts)
     if names is not None and len(names) != len(given):
         raise ValueError(f"names has {len(names)} entries for {len(given)} prompts; pass one for each")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
 import psutil
 
 from kangaroo_jax import decode as dec
+
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def check_memory(spec: dec.DecodeSpec, batch: int, slots: int, chunk: int, dtype: Any) -> None:
@@ -39,6 +42,8 @@ def sequence_bytes(spec: dec.DecodeSpec, slots: int, chunk: int, dtype: Any) -> 
     config = spec.config
     caches = jax.eval_shape(lambda: dec.allocate(spec, 1, slots, dtype))
     held = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(caches))
+    if jax.default_backend() == "cpu" and jax.numpy.dtype(dtype).itemsize < 4:
+        held += sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(caches))  # XLA computes in fp32 copies.
     scores = 2 * config.num_attention_heads * max(chunk, spec.rows) * slots * 4
     logits = (4 if spec.sample else 2) * spec.rows * config.vocab_size * 4
     hidden = 4 * max(chunk, spec.rows) * (config.intermediate_size + config.hidden_size) * 4
@@ -50,7 +55,16 @@ def free_bytes() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
-    return int(psutil.virtual_memory().available)
+    return min([psutil.virtual_memory().available, *_container_bytes()])
+
+
+def _container_bytes() -> list[int]:
+    """Return what a container (cgroup 2) leaves free; nothing where there is no limit."""
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return [] if limit == "max" else [max(int(limit) - int(used), 0)]
+    except (OSError, ValueError):
+        return []
 
 
 def _human(count: int) -> str:

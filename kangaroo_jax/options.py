@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 import secrets
 import warnings
 from collections.abc import Sequence
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from kangaroo_jax import decode as dec
-from kangaroo_jax.checks import integer, token_ids
-from kangaroo_jax.params import Params
+from kangaroo_jax.checks import integer, plain, real, text, token_ids
+from kangaroo_jax.params import Params, check_params
 
 METHODS = ("kangaroo", "plain")
 
@@ -35,6 +34,14 @@ class Options:
     min_p: float | None = None
     seed: int | None = None
     num_return_sequences: int = 1
+
+    @classmethod
+    def of(cls, caller: str, options: dict[str, Any]) -> Options:
+        """Return the options that ``caller`` was given by name; raise TypeError for a name there is not."""
+        try:
+            return cls(**options)
+        except TypeError as error:
+            raise TypeError(str(error).replace("Options.__init__()", f"{caller}()")) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +88,12 @@ def plan(params: Params, options: Options) -> Plan:
     Raises:
         ValueError: if one is out of range; the message names it, its value and what is expected.
     """
-    if not isinstance(params, Params):
-        raise ValueError(f"params is {params!r:.60}; pass what kangaroo_jax.load returns")
+    check_params(params)
     spec, eta = _spec(params, options)
     sampling = _sampling(params, options)
     copies = integer("num_return_sequences", options.num_return_sequences, 1)
     # Temperature 0 is the limit of lower and lower ones: the most likely token.
-    sample = bool(options.do_sample) and options.temperature > 0
+    sample = bool(options.do_sample) and bool(sampling.temperature > 0)
     if copies > 1 and not sample:
         raise ValueError(
             f"num_return_sequences is {copies}, and greedy decoding has one result: pass do_sample=True "
@@ -116,8 +122,8 @@ def _spec(params: Params, options: Options) -> tuple[dec.DecodeSpec, float]:
         raise ValueError(f"method is {method!r}; choose one of {', '.join(METHODS)}")
     if gamma is not None:
         gamma = integer("gamma", gamma, 1, params.config.max_position_embeddings)
-    if eta is not None and not (isinstance(eta, numbers.Real) and 0 <= eta < float("inf")):
-        raise ValueError(f"eta is {eta!r}; it is a probability threshold: pass 0 or more (0.6 is the paper's)")
+    if eta is not None:
+        eta = real("eta", eta, "a probability threshold of 0 or more (0.6 is the paper's)")
     if method == "plain":
         # One exit layer for all plain runs, so that they share a program whatever the adapter.
         return dec.DecodeSpec(params.config, params.config.num_hidden_layers, 0), 0.0
@@ -134,18 +140,15 @@ def _sampling(params: Params, options: Options) -> dec.Sampling:
     """Return temperature and cuts."""
     if not isinstance(options.do_sample, bool | np.bool_):
         raise ValueError(f"do_sample is {options.do_sample!r:.60}; pass True or False")
-    temperature = _real("temperature", options.temperature, 0, None, "0 or more (0 is greedy, 1 the model's own)")
-    top_p = _real("top_p", options.top_p, 0, 1, "a probability above 0 and up to 1 (1 keeps all tokens)")
-    if top_p == 0:
-        raise ValueError("top_p is 0; pass a probability above 0 and up to 1 (1 keeps all tokens)")
-    min_p = _real(
-        "min_p", 0 if options.min_p is None else options.min_p, 0, 1, "a probability from 0 to 1 (0 keeps all tokens)"
-    )
+    temperature = real("temperature", options.temperature, "0 or more (0 is greedy, 1 the model's own)")
+    top_p = real("top_p", options.top_p, "a probability above 0 and up to 1 (1 keeps all tokens)", 1e-30, 1)
+    least = 0 if options.min_p is None else options.min_p
+    min_p = real("min_p", least, "a probability from 0 to 1 (0 keeps all tokens)", 0, 1)
     top_k = 0 if options.top_k is None else integer("top_k", options.top_k, 0)
     _warn_of_unused(options)
     vocab_size = params.config.vocab_size
     kept = min(top_k or vocab_size, vocab_size)
-    traced: tuple[Any, ...] = (np.float32(temperature), np.int32(kept), np.float32(top_p), np.float32(min_p))
+    traced: tuple[Any, ...] = (np.float32(min(temperature, 1e30)), np.int32(kept), np.float32(top_p), np.float32(min_p))
     return dec.Sampling(*traced)
 
 
@@ -164,21 +167,14 @@ def _warn_of_unused(options: Options) -> None:
         warnings.warn(f"{', '.join(given)} has no effect: pass do_sample=True to draw tokens", stacklevel=6)
 
 
-def _real(name: str, value: Any, least: float, most: float | None, expected: str) -> float:
-    """Return ``value`` as a float between the bounds; raise ValueError if it is none."""
-    wrong = isinstance(value, bool) or not isinstance(value, numbers.Real)
-    if wrong or not (least <= value < float("inf")) or (most is not None and value > most):
-        raise ValueError(f"{name} is {value!r:.60}; pass {expected}")
-    return float(value)
-
-
 def _eos_ids(params: Params, eos_token_id: int | Sequence[int] | None) -> np.ndarray:
     """Return the ids that end the text, padded with -1 so that their number compiles nothing anew."""
     config = params.config
     if eos_token_id is None:
         ids = list(config.eos_token_id)
     else:
-        given = [eos_token_id] if isinstance(eos_token_id, numbers.Integral) else eos_token_id
+        given = plain(eos_token_id)
+        given = given if isinstance(given, list | tuple) else [given]
         ids = token_ids("eos_token_id", given, config.vocab_size, "a token id, a list of them, or () for none")
     return np.array(ids + [-1] * (-len(ids) % 4 or 4 * (not ids)), np.int32)
 
@@ -188,9 +184,9 @@ def _stop_strings(stop_strings: str | Sequence[str] | None) -> tuple[str, ...]:
     if stop_strings is None:
         return ()
     expected = "a string or a list of strings, none of them empty"
-    given = (stop_strings,) if isinstance(stop_strings, str) else stop_strings
-    if not isinstance(given, Sequence) or not all(isinstance(text, str) for text in given):
+    given = [stop_strings] if isinstance(stop_strings, str) else plain(stop_strings)
+    if not isinstance(given, Sequence) or not all(isinstance(item, str) for item in given):
         raise ValueError(f"stop_strings is {stop_strings!r:.60}; pass {expected}")
     if "" in given:
         raise ValueError(f"stop_strings has an empty string, which is everywhere; pass {expected}")
-    return tuple(given)
+    return tuple(text("stop_strings", item) for item in given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ class Params(struct.PyTreeNode):
     name: str = struct.field(pytree_node=False)
 
 
+def check_params(params: Any) -> None:
+    """Raise ValueError if this is not what ``load`` returns."""
+    if not isinstance(params, Params):
+        raise ValueError(f"params is {params!r:.60}; pass what kangaroo_jax.load returns")
+
+
 def load(name: str | Path = "joey", *, adapter: str | Path | None = None, dtype: Any = None) -> Params:
     """Load a model and its adapter onto the default device.
 
@@ -44,6 +51,8 @@ def load(name: str | Path = "joey", *, adapter: str | Path | None = None, dtype:
     Raises:
         ValueError: if the name is unknown, a file is missing or damaged, or the adapter belongs to another model.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise ValueError(f"name is {name!r:.60}; pass a model's name or directory")
     config, target, directory = load_target(name, dtype)
     draft, adapter_params = None, None
     if (path := find_adapter(directory, adapter)) is not None:

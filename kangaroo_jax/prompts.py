@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kangaroo_jax.checks import text, token_ids
+from kangaroo_jax.checks import plain, text, token_ids
 from kangaroo_jax.params import Params
 from kangaroo_jax.text import chat_ids
 
@@ -20,16 +20,19 @@ def prompt_ids(params: Params, prompt: Any) -> tuple[list[list[int]], bool]:
     Raises:
         ValueError: if it is nothing of this kind, empty, mixed, too long, or has ids beyond the vocabulary.
     """
-    prompt = _plain(prompt)
+    prompt = plain(prompt)
     kind = _kind(prompt)
     if kind == "text":
         return [_one(params, "prompt", prompt)], False
     if kind != "list":
         raise ValueError(f"prompt is {prompt!r:.60}; pass {_EXPECTED}")
     if not prompt:
-        raise ValueError("prompt is empty; pass at least one token (text gets a BOS token if the tokenizer has one)")
-    prompt = [_plain(item) for item in prompt]
-    kinds = list(dict.fromkeys(_kind(item) for item in prompt))
+        raise ValueError("prompt is an empty list; pass at least one token, or at least one prompt")
+    prompt = [plain(item) for item in prompt]
+    kinds = list(dict.fromkeys(map(_kind, prompt)))
+    if kinds == ["list"]:  # Of conversations, or of ids?
+        kinds = list(dict.fromkeys(f"list of {_kind(plain(item[0]))}s" if item else "list" for item in prompt))
+        kinds = [kind for kind in kinds if kind != "list"] or ["list"]
     if None in kinds:
         raise ValueError(f"prompt is {prompt!r:.60}; pass {_EXPECTED}")
     if len(kinds) > 1:
@@ -39,15 +42,9 @@ def prompt_ids(params: Params, prompt: Any) -> tuple[list[list[int]], bool]:
     return [_one(params, f"prompt {index}", item) for index, item in enumerate(prompt)], True
 
 
-def _plain(value: Any) -> Any:
-    """Return arrays as lists and numbers; all else as it is."""
-    if not hasattr(value, "tolist"):
-        return value
-    listed = value.tolist()
-    return tuple(listed) if isinstance(listed, list) else listed
-
-
 def _kind(value: Any) -> str | None:
+    if isinstance(value, bool):  # Would be 0 or 1, and was hardly meant.
+        return None
     for kind, name in _KINDS:
         if isinstance(value, kind):
             return name

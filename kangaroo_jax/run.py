@@ -69,6 +69,14 @@ class Run:
             ValueError: if the memory does not hold so many sequences of this length.
         """
         self.params, self.plan = params, plan
+        context = context or params.config.max_position_embeddings
+        batch, limits = len(prompts) * plan.copies, [min(len(ids) + plan.max_new_tokens, context) for ids in prompts]
+        if kept is None:
+            slots = dec.cache_slots(plan.spec, max(limits))
+            kept = Kept(slots, dec.prefill_chunk(max(map(len, prompts)), slots, batch))
+        if kept.caches is None:  # Before anything is made for each of perhaps too many sequences.
+            dtype = params.target["embed_tokens"]["embedding"].dtype
+            check_memory(plan.spec, batch, kept.slots, kept.chunk, dtype)
         self.prompts = [prompt for prompt in prompts for _ in range(plan.copies)]
         # Weights go in once; a plain run does not see the adapter at all.
         self.weights = {"target": params.target, "adapter": params.adapter if plan.spec.gamma else None}
@@ -77,13 +85,9 @@ class Run:
         self._rounds_a_call = 0
         self._ended = [False] * len(self.prompts)
         lengths = np.array([len(prompt) for prompt in self.prompts], np.int32)
-        context = context or params.config.max_position_embeddings
-        budgets = np.minimum(min(plan.max_new_tokens, context), context - lengths)
-        if kept is None:
-            slots = dec.cache_slots(plan.spec, int((lengths + budgets).max()))
-            kept = Kept(slots, dec.prefill_chunk(int(lengths.max()), slots, len(lengths)))
         self.prefilled = lengths - kept.start
-        self._prefill(kept, lengths, budgets.astype(np.int32), plan.keys(len(prompts)))
+        budgets = np.repeat(np.array(limits, np.int32), plan.copies) - lengths
+        self._prefill(kept, lengths, budgets, plan.keys(len(prompts)))
 
     def _prefill(self, kept: Kept, lengths: np.ndarray, budgets: np.ndarray, keys: np.ndarray) -> None:
         spec, batch = self.plan.spec.for_prefill, len(lengths)
@@ -92,23 +96,22 @@ class Run:
             row[: len(prompt)] = prompt
         start = np.full((batch,), kept.start, np.int32)
         caches, dtype = kept.caches, self.params.target["embed_tokens"]["embedding"].dtype
-        if caches is None:
-            check_memory(self.plan.spec, batch, kept.slots, kept.chunk, dtype)
         began = time.perf_counter()
         if caches is None:
             # Cuts and sampling are nothing to a cache.
             plain = dataclasses.replace(spec, sample=False, truncate=False)
-            caches = self._call(dec.allocate, {0: plain, 1: batch, 2: kept.slots, 3: dtype})
+            caches = self._launch(dec.allocate, {0: plain, 1: batch, 2: kept.slots, 3: dtype})
         args = (self.weights, caches, tokens, start, lengths, budgets, keys, self.plan.controls)
-        self.state: dec.DecodeState = self._call(dec.prefill, {0: spec, 1: kept.chunk}, *args)
+        self.state: dec.DecodeState = self._launch(dec.prefill, {0: spec, 1: kept.chunk}, *args)
+        jax.block_until_ready(self.state)
         self.prefill_seconds = time.perf_counter() - began - self.compile_seconds
         self.first = self._read()
 
-    def _call(self, function: Any, static: dict[int, Any], *args: Any) -> Any:
-        """Run a program to its end; compile it first when it is new."""
+    def _launch(self, function: Any, static: dict[int, Any], *args: Any) -> Any:
+        """Start a program, and return what it will have computed; compile it first when it is new."""
         program, seconds = compiled(function, static, *args)
         self.compile_seconds += seconds
-        return jax.block_until_ready(program(*args))
+        return program(*args)
 
     @property
     def finished(self) -> bool:
@@ -125,7 +128,9 @@ class Run:
         asked = min(rounds or self._rounds_a_call or max(int(16 * seconds), 1), _MOST_ROUNDS)
         args = (self.weights, self.state, self.plan.controls, np.int32(asked))
         compiling, began = self.compile_seconds, time.perf_counter()
-        self.state = self._call(dec.decode, {0: self.plan.spec}, *args)
+        # The state is donated. It is here before anybody waits for it: Ctrl-C while waiting loses no caches.
+        self.state = self._launch(dec.decode, {0: self.plan.spec}, *args)
+        jax.block_until_ready(self.state)
         took = time.perf_counter() - began - (self.compile_seconds - compiling)
         self.decode_seconds += took
         wanted = asked * seconds / max(took, 1e-9)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -263,7 +266,8 @@ def test_the_first_call_compiles_and_the_second_does_not(tiny: kangaroo_jax.Para
 @pytest.mark.parametrize(
     ("prompt", "options", "words"),
     [
-        ([], {}, ("prompt is empty", "at least one token")),
+        ([], {}, ("prompt is an empty list", "at least one prompt")),
+        ([[]], {}, ("prompt 0 is empty", "at least one token")),
         (None, {}, ("prompt is None", "a string, a list of token ids")),
         (5, {}, ("prompt is 5", "a string, a list of token ids")),
         ([1.0, 2.0], {}, ("prompt is [1.0, 2.0]", "a string, a list of token ids")),
@@ -275,6 +279,10 @@ def test_the_first_call_compiles_and_the_second_does_not(tiny: kangaroo_jax.Para
         ([PROMPT, [1, 2]], {}, ("prompt mixes text and list",)),
         ([PROMPT, 1], {}, ("prompt mixes text and token id",)),
         ([1, None], {}, ("prompt is [1, None]", "a list of token ids")),
+        ([True, False], {}, ("prompt is [True, False]", "a list of token ids")),
+        (np.array([True, False]), {}, ("prompt is [True, False]", "a list of token ids")),
+        (np.array(1), {}, ("prompt is 1", "a list of token ids")),
+        ([[{"role": "user", "content": "a"}], [1, 2]], {}, ("prompt mixes list of messages and list of token ids",)),
         ([PROMPT, None], {}, ("prompt is ['def f(x):', None]",)),
         ([[1], []], {}, ("prompt 1 is empty", "at least one token")),
         ([[1], [1, 259]], {}, ("prompt 1 has token id 259", "0 to 258")),
@@ -299,14 +307,18 @@ def test_the_first_call_compiles_and_the_second_does_not(tiny: kangaroo_jax.Para
         (PROMPT, {"gamma": 10**9}, ("gamma is 1000000000", "at most")),
         (PROMPT, {"gamma": 0, "method": "plain"}, ("gamma is 0", "at least 1")),
         (PROMPT, {"eta": -0.1}, ("eta is -0.1", "0 or more")),
+        (PROMPT, {"eta": 10**400}, ("eta is 1000", "0 or more")),
+        (PROMPT, {"eta": True}, ("eta is True", "0 or more")),
         (PROMPT, {"eta": math.nan}, ("eta is nan", "0 or more")),
         (PROMPT, {"eta": math.inf}, ("eta is inf", "0 or more")),
         (PROMPT, {"eta": "0.5"}, ("eta is '0.5'", "0 or more")),
         (PROMPT, {"eta": [0.5]}, ("eta is [0.5]", "0 or more")),
         (PROMPT, {"method": "eagle"}, ("method is 'eagle'", "kangaroo, plain")),
         (PROMPT, {"method": None}, ("method is None", "kangaroo, plain")),
-        (PROMPT, {"eos_token_id": "2"}, ("eos_token_id is '2'", "token id")),
-        (PROMPT, {"eos_token_id": 1.5}, ("eos_token_id is 1.5", "token id")),
+        (PROMPT, {"eos_token_id": "2"}, ("eos_token_id is ['2']", "token id")),
+        (PROMPT, {"eos_token_id": 1.5}, ("eos_token_id is [1.5]", "token id")),
+        (PROMPT, {"eos_token_id": np.array(1.0)}, ("eos_token_id is [1.0]", "token id")),
+        (PROMPT, {"eos_token_id": True}, ("eos_token_id is [True]", "token id")),
         (PROMPT, {"eos_token_id": [1.5]}, ("eos_token_id is [1.5]", "token id")),
         (PROMPT, {"eos_token_id": ["2"]}, ("eos_token_id is ['2']", "token id")),
         (PROMPT, {"eos_token_id": 2**40}, (f"eos_token_id has token id {2**40}", "0 to 258")),
@@ -315,10 +327,12 @@ def test_the_first_call_compiles_and_the_second_does_not(tiny: kangaroo_jax.Para
         (PROMPT, {"stop_strings": ["a", ""]}, ("stop_strings has an empty string", "none of them empty")),
         (PROMPT, {"stop_strings": 5}, ("stop_strings is 5", "a list of strings")),
         (PROMPT, {"stop_strings": ["a", 5]}, ("stop_strings is ['a', 5]", "a list of strings")),
+        (PROMPT, {"stop_strings": ["a", "\ud800"]}, ("stop_strings has '\\ud800'", "surrogate")),
         (PROMPT, {"stop_strings": b"a"}, ("stop_strings is b'a'", "a list of strings")),
         (PROMPT, {"do_sample": 1}, ("do_sample is 1", "True or False")),
         (PROMPT, {"do_sample": "yes"}, ("do_sample is 'yes'", "True or False")),
         (PROMPT, {"temperature": -0.1}, ("temperature is -0.1", "0 or more")),
+        (PROMPT, {"temperature": 10**400}, ("temperature is 1000", "0 or more")),
         (PROMPT, {"temperature": math.nan}, ("temperature is nan", "0 or more")),
         (PROMPT, {"temperature": math.inf}, ("temperature is inf", "0 or more")),
         (PROMPT, {"temperature": None}, ("temperature is None", "0 or more")),
@@ -334,6 +348,8 @@ def test_the_first_call_compiles_and_the_second_does_not(tiny: kangaroo_jax.Para
         (PROMPT, {"seed": 1.5}, ("seed is 1.5", "whole number")),
         (PROMPT, {"seed": "1"}, ("seed is '1'", "whole number")),
         (PROMPT, {"seed": -1}, ("seed is -1", "at least 0")),
+        (PROMPT, {"streamer": 1}, ("streamer is 1", "put(ids) and end()")),
+        (PROMPT, {"num_return_sequences": 10**30, "do_sample": True}, ("at most", "at a time")),
         (PROMPT, {"num_return_sequences": 0}, ("num_return_sequences is 0", "at least 1")),
         (PROMPT, {"num_return_sequences": 2}, ("num_return_sequences is 2", "do_sample=True")),
         (PROMPT, {"num_return_sequences": 2, "do_sample": True, "temperature": 0}, ("greedy", "above 0")),
@@ -409,3 +425,28 @@ def test_params_are_a_pytree_of_weights(tiny: kangaroo_jax.Params) -> None:
     halved = jax.tree.map(lambda leaf: leaf / 2, tiny)
     assert halved.config == tiny.config and halved.name == tiny.name
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tiny))
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        {"JAX_ENABLE_X64": "1"},
+        {"JAX_NUMPY_DTYPE_PROMOTION": "strict"},
+        {"JAX_DEFAULT_PRNG_IMPL": "rbg"},
+    ],
+    ids=str,
+)
+def test_what_a_user_has_set_for_jax_changes_nothing(
+    tiny_model: Path, tiny: kangaroo_jax.Params, flag: dict[str, str]
+) -> None:
+    code = (
+        "import sys, kangaroo_jax\n"
+        "params = kangaroo_jax.load(sys.argv[1])\n"
+        "for options in ({}, {'do_sample': True, 'seed': 3}):\n"
+        "    print(list(kangaroo_jax.generate(params, 'def', max_new_tokens=9, **options).token_ids))\n"
+    )
+    command = [sys.executable, "-c", code, str(tiny_model)]
+    out = subprocess.run(command, env={**os.environ, **flag}, capture_output=True, text=True, check=True).stdout
+    drawn = generate(tiny, "def", max_new_tokens=9, do_sample=True, seed=3)
+    expected = [generate(tiny, "def", max_new_tokens=9), drawn]
+    assert out.splitlines() == [str(list(each.token_ids)) for each in expected]

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Generator
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -307,8 +308,8 @@ def test_an_interrupted_program_leaves_a_chat_that_works(
 
     for _ in range(said):
         chat.send("Hello")
-    before, real = chat.history, Run._call
-    monkeypatch.setattr(Run, "_call", call)
+    before, real = chat.history, Run._launch
+    monkeypatch.setattr(Run, "_launch", call)
     with pytest.raises(KeyboardInterrupt):
         chat.send("Tell me more")
     monkeypatch.undo()
@@ -317,6 +318,29 @@ def test_an_interrupted_program_leaves_a_chat_that_works(
     else:
         assert chat.history == before
     still_right(chat, speaker)
+
+
+def test_an_interrupt_while_a_program_runs_keeps_the_caches(
+    chat: Chat, speaker: kangaroo_jax.Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C is heard while the host waits: what the program will have computed is noted already."""
+    waits = iter(range(2))  # For the prefill, then for the first rounds.
+
+    def wait(tree: Any) -> Any:
+        if next(waits) == 1:
+            raise KeyboardInterrupt
+        return real(tree)
+
+    real = jax.block_until_ready
+    monkeypatch.setattr(jax, "block_until_ready", wait)
+    with pytest.raises(KeyboardInterrupt):
+        chat.send("Hello")
+    monkeypatch.undo()
+    assert len(chat.history[1]["content"]) == 1
+    still_right(chat, speaker)
+    chat.reset()
+    chat.send("Hello")
+    assert chat.send("and now?").stats.prefilled_tokens < 50
 
 
 def test_an_interrupt_between_programs_keeps_the_caches(

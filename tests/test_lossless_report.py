@@ -258,7 +258,7 @@ def test_a_report_sums_up_its_rows(rows: list[LosslessRow]) -> None:
 @pytest.mark.parametrize(
     ("prompts", "options", "words"),
     [
-        ([], {}, "prompt is empty"),
+        ([], {}, "prompt is an empty list"),
         (7, {}, "prompt is 7"),
         ([PROMPT, 7], {}, "prompt mixes text and token id"),
         ([[1], [2, 259]], {}, "prompt 1 has token id 259"),

@@ -152,7 +152,8 @@ def _answer(chat: kangaroo_jax.Chat, text: str, typed: bool) -> None:
     try:
         answer = terminal.show(chat.send(text, stream=True))
     except ValueError as error:
-        _refuse(str(error))
+        undecoded = any("\udc80" <= character <= "\udcff" for character in text)
+        _refuse("this line is not UTF-8; pass valid text" if undecoded else str(error))
     except KeyboardInterrupt:
         if not typed:
             raise

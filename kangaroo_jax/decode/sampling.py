@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 if TYPE_CHECKING:
     from kangaroo_jax.decode.draft import DecodeSpec
@@ -62,15 +62,21 @@ def _least_kept(sampling: Sampling, scaled: Float[Array, "... V"]) -> Float[Arra
     return jnp.maximum(kth, jnp.where(sampling.top_p < 1, pth, -jnp.inf))
 
 
-def keys(seed: UInt32[Array, "B 2"], place: Int[Array, " B"], purpose: Int[Array, ""] | int) -> UInt32[Array, "B 2"]:
+def keys(seed: UInt32[Array, "B 2"], place: Int[Array, " B"], purpose: Int[Array, ""] | int) -> Key[Array, " B"]:
     """Return one key for every sequence: a function of its seed, the committed length a round starts from, and purpose.
 
     No key is used twice, since lengths only grow; and none depends on the batch around a sequence.
     """
-    return jax.vmap(lambda key, at: jax.random.fold_in(jax.random.fold_in(key, at), purpose))(seed, place)
+
+    def key(seed: Array, at: Array) -> Array:
+        # One generator by name: the same seed then means the same whatever JAX's default is.
+        whole = jax.random.wrap_key_data(seed, impl="threefry2x32")
+        return jax.random.fold_in(jax.random.fold_in(whole, at), purpose)
+
+    return jax.vmap(key)(seed, place)
 
 
-def draw(key: UInt32[Array, "B 2"], log_weights: Float[Array, "B V"]) -> Int[Array, " B"]:
+def draw(key: Key[Array, " B"], log_weights: Float[Array, "B V"]) -> Int[Array, " B"]:
     """Draw one token for every sequence, with probabilities proportional to ``exp(log_weights)``."""
     return jax.vmap(jax.random.categorical)(key, log_weights).astype(jnp.int32)
 

@@ -50,7 +50,7 @@ def write_cache(
 ) -> KVCache:
     """Store a block of keys and values at slots ``[start[b], start[b] + T)`` of each sequence b, in place.
 
-    ``lax.dynamic_update_slice`` clamps its start: the caller allocates enough slots (see ``decode.loop.cache_slots``).
+    ``lax.dynamic_update_slice`` clamps its start: the caller allocates enough slots (see ``decode.cache_slots``).
     """
     return KVCache(k=_write(cache.k, k, start), v=_write(cache.v, v, start))
 

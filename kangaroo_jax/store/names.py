@@ -14,7 +14,10 @@ ALIASES = {
 
 
 def home() -> Path:
-    """Return the folder of converted models: ``$KANGAROO_HOME``, by default ``~/.cache/kangaroo_jax``."""
+    """Return the folder of converted models, compiled programs and the chat's typed lines.
+
+    It is ``$KANGAROO_HOME``, by default ``~/.cache/kangaroo_jax``.
+    """
     return expand(os.environ.get("KANGAROO_HOME") or "~/.cache/kangaroo_jax")
 
 
