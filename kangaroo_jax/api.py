@@ -105,7 +105,7 @@ def stream(
         params: from ``load``.
         prompt: as for ``generate``; one prompt.
         rounds_per_call: rounds between two looks of the host; fewer give smoother text, more give speed. Default: as
-            many as take about a twentieth of a second, which costs about 1 % (``python -m bench.generation stream``).
+            many as take about a twentieth of a second, which costs 1 to 3 % (``python -m bench.generation stream``).
         **options: as for ``generate``; all but ``streamer``.
 
     Raises:
