@@ -1,7 +1,7 @@
 """The model families: what each adds to Llama's layers, and what of a ``config.json`` is refused.
 
-A family is a ``model_type`` of Hugging Face. All of them are one decoder with two options in its attention (q/k/v biases,
-norms on q and k) and one in its mask (a sliding window).
+A family is a ``model_type`` of Hugging Face. All of them are one decoder with two options in its attention (biases on
+q, k and v; norms on q and k) and one in its mask (a sliding window).
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Rule:
         name: the tensor's name in the checkpoint, ``{i}`` standing for the number of the layer.
         path: the leaf of the params, in the same notation.
         transpose: whether the leaf holds the tensor transposed.
-        part: the column block of a fused kernel or bias that the tensor fills, a key of ``column_blocks``; None: all of it.
+        part: the block of a fused kernel or bias that the tensor fills, a key of ``column_blocks``; None: all of it.
     """
 
     name: str
