@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from kangaroo_jax.model.families import FAMILIES, Family, family_of, window_from_hf, window_to_hf
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -42,7 +44,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Shape and constants of a Llama decoder; hashable, so it can be a static argument of ``jax.jit``.
+    """Shape and constants of a decoder of the Llama family; hashable, so it can be a static argument of ``jax.jit``.
 
     Attributes:
         vocab_size: rows of the embedding table and columns of the LM head.
@@ -59,6 +61,9 @@ class LlamaConfig:
         tie_word_embeddings: whether the LM head is the transposed embedding table.
         bos_token_id: token a prompt starts with, or None.
         eos_token_id: tokens that end a sequence; any number of them.
+        model_type: "llama", "mistral", "qwen2" (biases on q, k and v) or "qwen3" (norms on q and k); see ``families``.
+        sliding_window: positions that a token sees in every layer, itself included, or None for all before it. Caches
+            still hold all positions.
     """
 
     vocab_size: int
@@ -75,6 +80,8 @@ class LlamaConfig:
     tie_word_embeddings: bool = False
     bos_token_id: int | None = 1
     eos_token_id: tuple[int, ...] = (2,)
+    model_type: str = "llama"
+    sliding_window: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
@@ -89,6 +96,24 @@ class LlamaConfig:
             raise ValueError(f"rms_norm_eps is {self.rms_norm_eps}; it must be above 0")
         if self.head_dim < 2 or self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; rotary embedding needs an even number of at least 2")
+        if self.model_type not in FAMILIES:
+            raise ValueError(f"model_type is {self.model_type!r}; it must be one of {', '.join(FAMILIES)}")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"sliding_window is {self.sliding_window}; it must be at least 1, or None for no window")
+        if self.sliding_window is not None and not self.family.windowed:
+            raise ValueError(
+                f"sliding_window is {self.sliding_window}, but models of model_type {self.model_type!r} have none"
+            )
+
+    @property
+    def family(self) -> Family:
+        """What sets the ``model_type`` apart."""
+        return FAMILIES[self.model_type]
+
+    @property
+    def plain(self) -> LlamaConfig:
+        """The same shape with Llama's own layers, without biases, q/k norms and window."""
+        return dataclasses.replace(self, model_type="llama", sliding_window=None)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
@@ -102,13 +127,14 @@ class LlamaConfig:
         Raises:
             ValueError: if a field is missing, or describes a network this package does not compute.
         """
-        _refuse_unsupported(config)
+        family = family_of(config)
+        config = {**family.defaults, **config}
         required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         if missing := [name for name in required if config.get(name) is None]:
-            raise ValueError(f"config.json lacks {', '.join(missing)}; is it the config of a Llama model?")
+            raise ValueError(f"config.json lacks {', '.join(missing)}; is it the config of a language model?")
         heads = config["num_attention_heads"]
         theta, scaling = _rope_from_hf(config)
-        eos = config.get("eos_token_id", 2)  # As transformers: 2 when absent, none when null.
+        eos = config.get("eos_token_id", 2)  # As transformers' Llama: 2 when absent, none when null.
         optional = {
             name: config[name]
             for name in ("rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "bos_token_id")
@@ -121,23 +147,26 @@ class LlamaConfig:
             rope_theta=theta,
             rope_scaling=scaling,
             eos_token_id=() if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,),
+            model_type=config.get("model_type") or "llama",
+            sliding_window=window_from_hf(family, config),
             **optional,
         )
 
     def to_hf(self) -> dict[str, Any]:
         """Return the ``config.json`` of this model, readable by transformers and by ``from_hf``."""
         fields = dataclasses.asdict(self)
-        scaling = self.rope_scaling.to_hf() if self.rope_scaling else None
+        del fields["sliding_window"]
         eos = list(self.eos_token_id)
-        return fields | {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+        fields |= {
+            "architectures": [self.family.architecture],
             "hidden_act": "silu",
-            "attention_bias": False,
+            **({} if self.family.qkv_bias else {"attention_bias": False}),
             "mlp_bias": False,
-            "rope_scaling": scaling,
+            "rope_scaling": self.rope_scaling.to_hf() if self.rope_scaling else None,
             "eos_token_id": None if not eos else eos[0] if len(eos) == 1 else eos,
         }
+        # For Llama these fields stay as they are: fingerprints of targets, which adapters carry, are made from them.
+        return fields | window_to_hf(self.family, self.sliding_window, self.num_hidden_layers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,25 +184,15 @@ class KangarooConfig:
     eta: float = 0.6
 
 
-def _refuse_unsupported(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for settings that would silently compute something else."""
-    supported = {
-        "model_type": ("llama", None),
-        "hidden_act": ("silu", "swish", None),
-        "attention_bias": (False, None),
-        "mlp_bias": (False, None),
-        "quantization_config": (None,),
-    }
-    for name, allowed in supported.items():
-        if config.get(name) not in allowed:
-            raise ValueError(f"config.json has {name} = {config[name]!r}; only {allowed[0]!r} is supported")
-
-
 def _rope_from_hf(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """Read theta and scaling from either dialect of ``config.json``."""
     new = config.get("rope_parameters") or {}
     scaling = new or config.get("rope_scaling") or {}
     theta = float(new.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    if nested := [name for name, value in scaling.items() if isinstance(value, Mapping)]:
+        raise ValueError(f"config.json has rope_parameters for {', '.join(nested)}; only one rope for all is supported")
+    if (part := scaling.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1) != 1:
+        raise ValueError(f"config.json has partial_rotary_factor = {part!r}; only heads rotated whole are supported")
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind == "default":
         return theta, None

@@ -26,14 +26,16 @@ def linear(x: Float[Array, "... I"], kernel: Float[Array, "I O"], out_dtype: jnp
 
 
 class Linear(nn.Module):
-    """A linear map without bias; kernel stored ``[in, out]``."""
+    """A linear map, with a bias or without; kernel stored ``[in, out]``."""
 
     features: int
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-        """Return ``x @ kernel``."""
-        return linear(x, self.param("kernel", _KERNEL_INIT, (x.shape[-1], self.features)))
+        """Return ``x @ kernel``, plus the bias where there is one."""
+        out = linear(x, self.param("kernel", _KERNEL_INIT, (x.shape[-1], self.features)))
+        return out + self.param("bias", nn.initializers.zeros, (self.features,)) if self.bias else out
 
 
 class RMSNorm(nn.Module):
@@ -59,6 +61,12 @@ class Context:
         slot        0 1 2 3 4
         position 2  x x x . .
         position 3  x x x x .
+
+    With a ``sliding_window`` of 2 it sees itself and one before::
+
+        slot        0 1 2 3 4
+        position 2  . x x . .
+        position 3  . . x x .
     """
 
     def __init__(self, config: LlamaConfig, positions: Int[Array, "B T"], slots: int | None) -> None:
@@ -66,6 +74,8 @@ class Context:
         self.start = positions[:, 0]
         keys = positions if slots is None else jnp.arange(slots)[None]
         self.mask = keys[:, None, :] <= positions[:, :, None]
+        if config.sliding_window is not None:
+            self.mask &= keys[:, None, :] > positions[:, :, None] - config.sliding_window
 
 
 def attend(
@@ -93,7 +103,10 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions; q, k and v come from one fused product."""
+    """Grouped-query self-attention with rotary positions; q, k and v come from one fused product.
+
+    Options of the model's family: a bias on that product (Qwen2), norms on each head of q and k (Qwen3).
+    """
 
     config: LlamaConfig
 
@@ -104,8 +117,10 @@ class Attention(nn.Module):
         """Attend from the block to the cache and itself; without a cache, to itself alone (training)."""
         config = self.config
         heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        qkv = Linear((heads + 2 * kv_heads) * width, name="qkv_proj")(x)
+        qkv = Linear((heads + 2 * kv_heads) * width, config.family.qkv_bias, name="qkv_proj")(x)
         q, k, v = jnp.split(qkv.reshape(*x.shape[:2], -1, width), [heads, heads + kv_heads], axis=2)
+        if config.family.qk_norm:
+            q, k = RMSNorm(config.rms_norm_eps, name="q_norm")(q), RMSNorm(config.rms_norm_eps, name="k_norm")(k)
         q, k = apply_rope(q, context.rope), apply_rope(k, context.rope)
         if cache is None:
             mixed = attend(q, fold_heads(k), fold_heads(v), context.mask)

@@ -1,4 +1,4 @@
-"""The target model: a Llama decoder as pure functions of (config, params, arrays).
+"""The target model: a decoder of the Llama family as pure functions of (config, params, arrays).
 
 Params are a plain nested dict::
 

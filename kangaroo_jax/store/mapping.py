@@ -1,8 +1,8 @@
-"""One table between the tensors of a Hugging Face Llama checkpoint and this package's params; it reads and it writes.
+"""One table between the tensors of a Hugging Face checkpoint and this package's params; it reads and it writes.
 
 A row names a tensor and the place it has in the params. Matrices are transposed (torch stores ``[out, in]``), and
-q | k | v and gate | up are column blocks of one fused kernel. Shapes are not in the table: the model's own abstract
-params have them.
+q | k | v and gate | up are column blocks of one fused kernel, biases of one fused bias. Neither shapes nor families are
+in the table: the model's own abstract params have them, and a row whose leaf they lack is left out.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Rule:
         name: the tensor's name in the checkpoint, ``{i}`` standing for the number of the layer.
         path: the leaf of the params, in the same notation.
         transpose: whether the leaf holds the tensor transposed.
-        part: the column block of a fused kernel that the tensor fills, a key of ``column_blocks``; None: all of it.
+        part: the block of a fused kernel or bias that the tensor fills, a key of ``column_blocks``; None: all of it.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A rule for one layer of one model: ``leaf[:, columns]`` is the tensor, transposed or not."""
+    """A rule for one layer of one model: ``leaf[..., columns]`` is the tensor, transposed or not."""
 
     path: str
     transpose: bool
@@ -106,12 +106,15 @@ class Entry:
 
 
 def _attention(name: str, path: str) -> tuple[Rule, ...]:
-    fused = f"{path}self_attn/qkv_proj/kernel"
+    fused = f"{path}self_attn/qkv_proj/"
     return (
         Rule(f"{name}input_layernorm.weight", f"{path}input_layernorm/scale", transpose=False),
-        Rule(f"{name}self_attn.q_proj.weight", fused, part="q"),
-        Rule(f"{name}self_attn.k_proj.weight", fused, part="k"),
-        Rule(f"{name}self_attn.v_proj.weight", fused, part="v"),
+        *(Rule(f"{name}self_attn.{part}_proj.weight", f"{fused}kernel", part=part) for part in "qkv"),
+        *(Rule(f"{name}self_attn.{part}_proj.bias", f"{fused}bias", transpose=False, part=part) for part in "qkv"),
+        *(
+            Rule(f"{name}self_attn.{part}_norm.weight", f"{path}self_attn/{part}_norm/scale", transpose=False)
+            for part in "qk"
+        ),
         Rule(f"{name}self_attn.o_proj.weight", f"{path}self_attn/o_proj/kernel"),
     )
 
@@ -146,7 +149,7 @@ ADAPTER = Table(
 
 
 def column_blocks(config: LlamaConfig) -> dict[str, slice]:
-    """Return where the parts of the fused kernels ``q | k | v`` and ``gate | up`` are."""
+    """Return where the parts of what is fused, ``q | k | v`` and ``gate | up``, are."""
     q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     width = config.intermediate_size
     return {
@@ -161,7 +164,7 @@ def column_blocks(config: LlamaConfig) -> dict[str, slice]:
 def entries(config: LlamaConfig, table: Table = TARGET) -> dict[str, Entry]:
     """Expand a table for one model: tensor name -> its entry, in the order of the table.
 
-    Rows whose leaf the model does not have (``lm_head`` of tied embeddings) are left out.
+    Rows whose leaf the model does not have (``lm_head`` of tied embeddings, biases of Llama) are left out.
     """
     leaves = {path: tuple(leaf.shape) for path, leaf in flatten(table.abstract(config)).items()}
     blocks = column_blocks(config)
@@ -204,7 +207,7 @@ def to_flax(
     check_shapes(
         {name: entry.shape for name, entry in expanded.items()},
         [(name, tuple(tensor.shape)) for name, tensor in pairs],
-        fix="are config.json and weights those of one complete Llama checkpoint?",
+        fix="are config.json and weights those of one complete checkpoint?",
     )
     dtype = common_dtype([tensor.dtype for _, tensor in pairs]) if dtype is None else np.dtype(dtype)
     leaves: dict[str, np.ndarray] = {}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kangaroo_jax.model import embed, forward, init_cache, logits, run_layers
-from kangaroo_jax.store import read_hf
+from kangaroo_jax.store import read_hf, write_hf
 
 pytestmark = pytest.mark.hf
 
@@ -26,6 +26,29 @@ CASES = {
     "gqa": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
     "llama3": {"rope_parameters": LLAMA3 | {"rope_theta": 1e4}, "head_dim": 14},
     "tied": {"tie_word_embeddings": True},
+    "smollm2": {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": True},
+    "mistral": {"model_type": "mistral", "sliding_window": 31},
+    "mistral-v0.3": {"model_type": "mistral", "sliding_window": None, "head_dim": 14},
+    "qwen2": {"model_type": "qwen2", "head_dim": 14},
+    "qwen2-window": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 31,
+        "max_window_layers": 0,
+        "tie_word_embeddings": True,
+    },
+    "qwen3": {"model_type": "qwen3", "head_dim": 22},
+    "qwen3-tied": {"model_type": "qwen3", "tie_word_embeddings": True},
+}
+BASE = {
+    "model_type": "llama",
+    "vocab_size": 101,
+    "hidden_size": 48,
+    "intermediate_size": 59,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
 }
 PROMPT, NEW = 61, 200
 
@@ -50,26 +73,27 @@ def greedy(config, params, prompt, count):
     return ids
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_logits_and_greedy_tokens_equal_those_of_transformers(case, tmp_path):
+def random_model(fields):
+    """A model of transformers whose weights make every constant matter; without ``model_type`` a Llama."""
     # Imported here: this file is collected, and left out by its mark, where torch is not installed.
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(3)
-    fields = {
-        "vocab_size": 101,
-        "hidden_size": 48,
-        "intermediate_size": 59,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-    } | CASES[case]
-    model = LlamaForCausalLM(LlamaConfig(**fields, attn_implementation="eager")).eval()
+    fields = BASE | fields
+    config = AutoConfig.for_model(**fields)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.uniform_(0.5, 1.5) if "norm" in name else weight.normal_(std=0.02 if "embed" in name else 0.2)
+    return model
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_greedy_tokens_equal_those_of_transformers(case, tmp_path):
+    import torch
+
+    model = random_model(CASES[case])
     model.save_pretrained(tmp_path)
     model.generation_config.eos_token_id = None
 
@@ -85,3 +109,18 @@ def test_logits_and_greedy_tokens_equal_those_of_transformers(case, tmp_path):
     logits = forward(config, params, jnp.asarray(ids.numpy()))[0]
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
     assert greedy(config, params, prompt[0].numpy(), NEW) == ids[0, PROMPT:].tolist()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_written_is_read_back_by_transformers(case, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = random_model(CASES[case])
+    model.save_pretrained(tmp_path / "theirs")
+    write_hf(tmp_path / "ours", *read_hf(tmp_path / "theirs"))
+    back = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    assert type(back) is type(model)
+    tokens = torch.randint(101, (1, PROMPT))
+    with torch.no_grad():
+        torch.testing.assert_close(back(tokens).logits, model(tokens).logits, rtol=0, atol=0)

@@ -50,6 +50,10 @@ def logits_of(case, **changes):
         ("llama3", {"rope_scaling": {"low_freq_factor": 0.5}}),
         ("llama3", {"rope_scaling": {"high_freq_factor": 3.0}}),
         ("llama3", {"rope_scaling": {"original_max_position_embeddings": 128}}),
+        ("mistral", {"sliding_window": None}),
+        ("mistral", {"sliding_window": 32}),
+        ("qwen2", {"model_type": "llama"}),
+        ("qwen3", {"model_type": "llama"}),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )

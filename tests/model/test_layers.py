@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kangaroo_jax.model import KVCache, LlamaConfig, RopeScaling, abstract_adapter, init_cache
+from kangaroo_jax.model import (
+    KVCache,
+    LlamaConfig,
+    RopeScaling,
+    abstract_adapter,
+    init_adapter,
+    init_cache,
+    run_adapter,
+)
 from kangaroo_jax.model.cache import fold_heads, write_cache
 from kangaroo_jax.model.layers import Context, RMSNorm, attend, linear
 from kangaroo_jax.model.rope import apply_rope, rope_frequencies, rope_table
@@ -56,6 +64,15 @@ def test_mask_of_sequences_of_different_lengths() -> None:
 def test_mask_without_a_cache_is_causal() -> None:
     mask = Context(tiny(), jnp.array([[0, 1, 2]]), None).mask
     assert drawn(mask[0]) == ["x . .", "x x .", "x x x"]
+
+
+def test_mask_of_a_sliding_window() -> None:
+    config = tiny(model_type="mistral", sliding_window=2)
+    assert drawn(Context(config, jnp.array([[2, 3]]), 5).mask[0]) == [
+        ". x x . .",  # position 2
+        ". . x x .",  # position 3
+    ]
+    assert drawn(Context(config, jnp.array([[0, 1, 2]]), None).mask[0]) == ["x . .", "x x .", ". x x"]
 
 
 @pytest.mark.parametrize("eps", [1e-6, 1e-5, 0.1])
@@ -146,6 +163,16 @@ def test_linear_over_any_number_of_axes() -> None:
     np.testing.assert_allclose(linear(jnp.asarray(x), jnp.asarray(kernel)), x @ kernel, atol=1e-5)
     wide = linear(jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16), jnp.float32)
     assert wide.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3"])
+def test_the_adapter_is_plain_whatever_the_target(model_type: str) -> None:
+    config = tiny(model_type=model_type, sliding_window=2)
+    assert abstract_adapter(config) == abstract_adapter(tiny())
+    x, positions = jnp.asarray(normal(0, 1, 7, 24)), jnp.arange(7)[None]
+    params = init_adapter(tiny(), jax.random.key(0))
+    plain, other = (run_adapter(shape, params, x, positions, None)[0] for shape in (tiny(), config))
+    np.testing.assert_array_equal(other, plain)
 
 
 @pytest.mark.parametrize(("width", "heads", "parameters"), [(4096, 32, 67_117_056), (5120, 40, 104_867_840)])

@@ -1,4 +1,4 @@
-"""Logits equal transformers' LlamaForCausalLM on 257 positions, for every kind of config (golden fixtures)."""
+"""Logits equal those of transformers' own models on 257 positions, for every kind of config (golden fixtures)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from kangaroo_jax.model import embed, forward, init_cache, logits, run_layers
 from kangaroo_jax.store import read_hf
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "llama"
-CASES = ("mha", "gqa", "theta", "llama3", "llama3-old", "linear", "tied", "sharded", "wide-heads")
+ROPES = ("theta", "llama3", "llama3-old", "linear")
+FAMILIES = ("tinyllama", "smollm2", "mistral", "qwen2", "qwen3")
+CASES = ("mha", "gqa", *ROPES, "tied", "sharded", "wide-heads", *FAMILIES)
 TOLERANCE = 1e-4
 PREFILL, BLOCK = 200, 19
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -24,6 +26,8 @@ from kangaroo_jax.store.mapping import (
 # No two extents are equal, so that a swapped axis cannot go unnoticed.
 GQA = LlamaConfig(31, 23, 29, 2, 6, 3, 2)
 TIED = LlamaConfig(31, 23, 29, 1, 5, 5, 4, tie_word_embeddings=True)
+QWEN2 = dataclasses.replace(GQA, model_type="qwen2")
+QWEN3 = dataclasses.replace(GQA, model_type="qwen3")
 
 
 def random_tensors(config, table=TARGET, dtype=np.float32):
@@ -32,7 +36,7 @@ def random_tensors(config, table=TARGET, dtype=np.float32):
     return {name: rng.normal(size=entry.shape).astype(dtype) for name, entry in entries(config, table).items()}
 
 
-@pytest.mark.parametrize("config", [GQA, TIED], ids=["gqa", "tied"])
+@pytest.mark.parametrize("config", [GQA, TIED, QWEN2, QWEN3], ids=["gqa", "tied", "qwen2", "qwen3"])
 @pytest.mark.parametrize("table", [TARGET, ADAPTER], ids=["target", "adapter"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_there_and_back_is_bit_equal(config, table, dtype):
@@ -65,9 +69,40 @@ def test_every_tensor_lands_where_the_model_reads_it():
     np.testing.assert_array_equal(params["lm_head"]["kernel"], tensors["lm_head.weight"].T)
 
 
-def test_the_adapter_has_the_names_of_its_authors():
+def test_the_biases_of_qwen2_are_fused_as_its_kernels():
+    tensors = random_tensors(QWEN2)
+    assert {name for name in tensors if name not in entries(GQA)} == {
+        f"model.layers.{layer}.self_attn.{part}_proj.bias" for layer in (0, 1) for part in "qkv"
+    }
+    fused = to_flax(QWEN2, tensors)["layers_1"]["self_attn"]["qkv_proj"]["bias"]
+    biases = [tensors[f"model.layers.1.self_attn.{part}_proj.bias"] for part in "qkv"]
+    np.testing.assert_array_equal(fused, np.concatenate(biases))
+
+
+def test_the_norms_of_qwen3_are_one_for_all_heads():
+    tensors = random_tensors(QWEN3)
+    assert {name for name in tensors if name not in entries(GQA)} == {
+        f"model.layers.{layer}.self_attn.{part}_norm.weight" for layer in (0, 1) for part in "qk"
+    }
+    attention = to_flax(QWEN3, tensors)["layers_1"]["self_attn"]
+    for part in "qk":
+        norm = tensors[f"model.layers.1.self_attn.{part}_norm.weight"]
+        np.testing.assert_array_equal(attention[f"{part}_norm"]["scale"], norm)
+        assert norm.shape == (QWEN3.head_dim,)
+
+
+def test_biases_have_no_place_in_a_llama_and_must_be_in_a_qwen2():
+    name = "model.layers.0.self_attn.q_proj.bias"
+    with pytest.raises(ExtraTensors, match=name):
+        to_flax(GQA, random_tensors(GQA) | {name: np.zeros(12)})
+    with pytest.raises(MissingTensors, match=name):
+        to_flax(QWEN2, random_tensors(GQA))
+
+
+@pytest.mark.parametrize("config", [GQA, QWEN2, QWEN3], ids=["llama", "qwen2", "qwen3"])
+def test_the_adapter_has_the_names_of_its_authors(config):
     attention = {f"layers.0.self_attn.{part}_proj.weight" for part in "qkvo"}
-    assert set(entries(GQA, ADAPTER)) == attention | {"norm.weight", "layers.0.input_layernorm.weight"}
+    assert set(entries(config, ADAPTER)) == attention | {"norm.weight", "layers.0.input_layernorm.weight"}
 
 
 def test_missing_tensors_are_listed():
@@ -139,6 +174,7 @@ def test_params_of_another_model_are_not_written():
         dict(from_flax(LlamaConfig(31, 23, 31, 2, 6, 3, 2), params))
 
 
-def test_the_table_covers_every_leaf_of_the_model():
-    paths = {entry.path for entry in entries(GQA).values()}
-    assert paths == set(flatten(abstract_params(GQA)))
+@pytest.mark.parametrize("config", [GQA, QWEN2, QWEN3], ids=["llama", "qwen2", "qwen3"])
+def test_the_table_covers_every_leaf_of_the_model(config):
+    paths = {entry.path for entry in entries(config).values()}
+    assert paths == set(flatten(abstract_params(config)))
