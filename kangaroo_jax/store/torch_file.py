@@ -80,7 +80,7 @@ def write_torch(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
         _write_entry(archive, "data.pkl", _pickle(tensors))
         _write_entry(archive, "byteorder", b"little")
         for number, values in enumerate(tensors.values()):
-            _write_entry(archive, f"data/{number}", np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+            _write_entry(archive, f"data/{number}", np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
         _write_entry(archive, "version", b"3\n")
 
 
@@ -101,7 +101,8 @@ def _describe(file: Path, entries: Mapping[str, Entry]) -> dict[str, Layout]:
         raise Refused(f"holds a {type(found).__name__}, not a state dict; save model.state_dict()")
     for name, value in found.items():
         if not isinstance(value, Layout):
-            raise Refused(f"has a {type(value).__name__.strip('_')} under {shown(name)}; only named tensors are read")
+            kind = type(value).__name__.strip("_")
+            raise Refused(f"is refused: {shown(name)} is a value of type {kind}; only named tensors are read")
     return dict(found)
 
 
@@ -110,7 +111,7 @@ def _bytes(archive: BinaryIO, entry: Entry, limit: int) -> bytes:
     return archive.read(min(entry.size, limit))
 
 
-def _write_entry(archive: zipfile.ZipFile, name: str, data: bytes | np.ndarray) -> None:
+def _write_entry(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
     """Write a stored entry whose bytes begin at a multiple of 64, as torch's do, so that mapped they are aligned."""
     entry = zipfile.ZipInfo(f"archive/{name}", (1980, 1, 1, 0, 0, 0))
     size = memoryview(data).nbytes

@@ -7,6 +7,7 @@ is compared with the few below, and what they stand for is described, not run. S
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import pickletools
 from collections import OrderedDict
@@ -88,19 +89,17 @@ def read_pickle(data: bytes, sizes: Mapping[str, int]) -> Any:
     Raises:
         Refused: if it names anything that is not part of a tensor, or is not well-formed.
     """
-    machine = _Machine(sizes)
+    machine, stream = _Machine(sizes), io.BytesIO(data)
     try:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name == "STOP":
-                return machine.result()
+        while (opcode := pickletools.code2op[stream.read(1).decode("latin-1")]).name != "STOP":
             if (step := _STEPS.get(opcode.name)) is None:
                 raise Refused(f"has a pickle with the opcode {opcode.name}, which weights do not need")
-            step(machine, argument)
+            step(machine, opcode.arg.reader(stream) if opcode.arg else None)
+        return machine.result()
     except Refused:
         raise
-    except (ValueError, IndexError, KeyError, OverflowError):  # Of genops, of an empty stack, of an unset memo.
-        pass
-    raise Refused("has a damaged pickle; download it again")
+    except (ValueError, IndexError, KeyError, OverflowError):  # Of an argument, an empty stack, an unset memo.
+        raise Refused("has a damaged pickle; download it again") from None
 
 
 class _Machine:
@@ -213,9 +212,10 @@ def _is_empty(hooks: Any) -> bool:
 
 def _layout(storage: _Storage, dtype: np.dtype, offset: Any, shape: Any, strides: Any) -> Layout:
     """Return a tensor that lies inside its storage and has no more elements than that."""
-    for what, extents in (("shape", shape), ("strides", strides)):
-        if type(extents) is not tuple or len(extents) > MAX_DIMENSIONS or len(extents) != len(shape):
-            raise Refused(f"has a tensor whose {what} is no tuple of at most {MAX_DIMENSIONS} numbers")
+    if type(shape) is not tuple or type(strides) is not tuple or not len(shape) == len(strides) <= MAX_DIMENSIONS:
+        raise Refused(
+            f"has a tensor whose shape and strides are not two tuples of one length, at most {MAX_DIMENSIONS}"
+        )
     if bad := [x for x in (offset, *shape, *strides) if type(x) is not int or not 0 <= x < _LARGEST]:
         text = str(bad[0]) if type(bad[0]) is int and abs(bad[0]) < _LARGEST else "out of range"
         raise Refused(f"has a tensor with an offset, extent or stride that is {text}")
