@@ -86,6 +86,8 @@ def export_adapter(
     Raises:
         ValueError: if the adapter is damaged or another target's, or ``out`` is in the way; nothing is written then.
     """
+    if not (adapter / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"{adapter} has no {ADAPTER_CONFIG}; give an adapter directory")
     _check_vacant(out, force)
     name, write = FORMATS[form]
     own = {"config.json", *(file for file, _ in FORMATS.values())}

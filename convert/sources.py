@@ -79,7 +79,7 @@ def _no_download(hub_id: str, revision: str | None, error: Exception) -> str:
     """Return the message for a failed download; both ways out are in it."""
     import huggingface_hub
 
-    what = hub_id if revision is None else f"{hub_id} at revision {revision}"
+    what = "it" if revision is None else f"its revision {revision!r}"
     if huggingface_hub.is_offline_mode():
         return f"no directory {hub_id!r}, HF_HUB_OFFLINE is set, and {what} is not in the hub's cache; {_TWO_WAYS}"
     return (

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from kangaroo_jax.store.files import first_line
+from kangaroo_jax.store.files import first_line, whole_file
 from kangaroo_jax.store.torch_pickle import STORAGE_NAMES, Layout, read_pickle
 from kangaroo_jax.store.torch_zip import Entry, Refused, read_directory, shown
 
@@ -67,8 +67,10 @@ class TorchFile:
 def write_torch(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write named tensors as ``torch.save`` would, readable by ``torch.load(file, weights_only=True)``.
 
+    The file appears whole or not at all. So one may be replaced by what was read from it, whose pages stay mapped.
+
     Args:
-        file: replaced when it exists; give a staged name, as ``whole_file`` does.
+        file: replaced when it exists.
         tensors: of any dtype that torch has a storage for.
 
     Raises:
@@ -76,7 +78,7 @@ def write_torch(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """
     if other := [name for name, values in tensors.items() if values.dtype not in STORAGE_NAMES]:
         raise ValueError(f"{other[0]} is {tensors[other[0]].dtype}; torch has no storage for it, cast it first")
-    with zipfile.ZipFile(file, "w") as archive:
+    with whole_file(file) as staged, zipfile.ZipFile(staged, "w") as archive:
         _write_entry(archive, "data.pkl", _pickle(tensors))
         _write_entry(archive, "byteorder", b"little")
         for number, values in enumerate(tensors.values()):
