@@ -163,6 +163,8 @@ def stored_tensors(file: Path) -> list[StoredTensor]:
             float16.
     """
     reader, found = _open_torch(file) if file.suffix == ".bin" else _open_safetensors(file)
+    if odd := [name for name, _, _ in found if not name.isprintable()]:  # It would break the lines of other messages.
+        raise ValueError(f"{file} has a tensor with the name {shown(odd[0])}; get the checkpoint from another source")
     if other := [(name, kind) for name, _, kind in found if kind not in DTYPES]:
         name, kind = other[0]
         raise ValueError(f"{file}: {name} is {kind}; only {', '.join(DTYPES)} are read, quantised weights are not")

@@ -26,6 +26,7 @@ _FUNCTIONS = (
     "collections OrderedDict",
     *(f"torch._utils _rebuild_{x}" for x in ("parameter", "tensor_v2", "tensor_v3")),
 )
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 _BYTES = "torch.storage UntypedStorage"
 _DTYPES: dict[str, tuple[str | None, Any]] = {  # torch's dtype: the name of its storages, what NumPy calls it
     "float32": ("Float", np.float32),
@@ -91,7 +92,7 @@ def read_pickle(data: bytes, sizes: Mapping[str, int]) -> Any:
     """
     machine, stream = _Machine(sizes), io.BytesIO(data)
     try:
-        while (opcode := pickletools.code2op[stream.read(1).decode("latin-1")]).name != "STOP":
+        while (opcode := _OPCODES[stream.read(1).decode("latin-1")]).name != "STOP":
             if (step := _STEPS.get(opcode.name)) is None:
                 raise Refused(f"has a pickle with the opcode {opcode.name}, which weights do not need")
             step(machine, opcode.arg.reader(stream) if opcode.arg else None)
@@ -173,7 +174,7 @@ class _Machine:
                 raise Refused("has a pickle that refers to something else than a storage")
         if key not in self.sizes:
             raise Refused(f"lacks the storage {shown(key)}, which its pickle names")
-        claimed = size * (dtype.itemsize if dtype else 1) if 0 <= size < _LARGEST else "an impossible number"
+        claimed = size * (1 if dtype is None else dtype.itemsize) if 0 <= size < _LARGEST else "an impossible number"
         if claimed != self.sizes[key]:
             raise Refused(
                 f"has {self.sizes[key]} bytes in storage {shown(key)} instead of {claimed}; download it again"
@@ -190,7 +191,7 @@ class _Machine:
             case ("torch._utils _rebuild_parameter", Layout() as tensor, bool(), hooks) if _is_empty(hooks):
                 self.push(tensor)
             case ("torch._utils _rebuild_tensor_v2", _Storage() as storage, *place, bool(), hooks) if (
-                len(place) == 3 and storage.dtype and _is_empty(hooks)
+                len(place) == 3 and storage.dtype is not None and _is_empty(hooks)
             ):
                 self.push(_layout(storage, storage.dtype, *place))
             case (
@@ -219,9 +220,7 @@ def _layout(storage: _Storage, dtype: np.dtype, offset: Any, shape: Any, strides
     if bad := [x for x in (offset, *shape, *strides) if type(x) is not int or not 0 <= x < _LARGEST]:
         text = str(bad[0]) if type(bad[0]) is int and abs(bad[0]) < _LARGEST else "out of range"
         raise Refused(f"has a tensor with an offset, extent or stride that is {text}")
-    if storage.dtype is None and storage.size % dtype.itemsize:
-        raise Refused(f"has a storage of {storage.size} bytes for {dtype.name}")
-    available = storage.size if storage.dtype else storage.size // dtype.itemsize
+    available = storage.size // dtype.itemsize if storage.dtype is None else storage.size
     count = math.prod(shape)
     furthest = offset + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
     if count and (furthest >= available or count > available):

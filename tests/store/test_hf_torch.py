@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from kangaroo_jax.store import MissingTensors, read_hf
-from kangaroo_jax.store.hf import stored_tensors, weight_files
+from kangaroo_jax.store.hf import stored_tensors, weight_files, write_safetensors
 from kangaroo_jax.store.torch_file import write_torch
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -73,6 +73,15 @@ def test_tensors_of_other_dtypes_are_not_weights():
         ValueError, match=r"pytorch_model\.bin: float64 is float64; only float32, bfloat16, float16 are"
     ):
         stored_tensors(FIXTURES / "torch" / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("suffix", ["bin", "safetensors"])
+def test_a_name_that_would_break_a_line(tmp_path, suffix):
+    file = tmp_path / f"model.{suffix}"
+    write = write_torch if suffix == "bin" else write_safetensors
+    write(file, {"a\n\x1b[2Jb": np.zeros(2, np.float32)})
+    with pytest.raises(ValueError, match=r"has a tensor with the name 'a\\n\\x1b\[2Jb'; get the"):
+        stored_tensors(file)
 
 
 def test_a_damaged_file(tmp_path):
