@@ -38,7 +38,7 @@ class StoredTensor:
         name: the tensor's name in it.
         shape: extents as stored.
         dtype: element type as stored.
-        reader: the open file.
+        reader: has ``get_tensor(name)``.
     """
 
     file: Path
@@ -113,7 +113,7 @@ def read_hf(
     tensors = [tensor for file in weight_files(directory) for tensor in stored_tensors(file)]
     try:
         return config, to_flax(config, [(tensor.name, tensor) for tensor in tensors], dtype, progress=progress)
-    except SafetensorError as error:  # Of .bin files it is a ValueError already.
+    except (SafetensorError, OSError) as error:  # Of .bin files it is a ValueError already.
         raise ValueError(f"{directory}: reading the weights failed ({first_line(error)}); download it again") from error
 
 
@@ -195,16 +195,27 @@ def _shards(directory: Path, index: str, suffix: str) -> list[Path]:
 
 
 def _open_safetensors(file: Path) -> tuple[Any, list[tuple[str, tuple[int, ...], str]]]:
-    """Return the open file, and name, shape and dtype of its tensors."""
+    """Return what reads the file's tensors, and their names, shapes and dtypes."""
     try:
-        reader = safe_open(file, framework="np")
-        slices = [(name, reader.get_slice(name)) for name in reader.keys()]  # noqa: SIM118 - not a dict
-        found = [(name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices]
+        with safe_open(file, framework="np") as opened:
+            slices = [(name, opened.get_slice(name)) for name in opened.keys()]  # noqa: SIM118 - not a dict
+            found = [(name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices]
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{file} is not a complete safetensors file ({first_line(error)}); download or write it again"
         ) from error
-    return reader, [(name, shape, _STORED.get(kind, kind)) for name, shape, kind in found]
+    return _SafetensorsFile(file), [(name, shape, _STORED.get(kind, kind)) for name, shape, kind in found]
+
+
+class _SafetensorsFile:
+    """Opens its file for one tensor at a time: while a file is open, every page of it that was read stays in memory."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def get_tensor(self, name: str) -> np.ndarray:
+        with safe_open(self.file, framework="np") as opened:
+            return opened.get_tensor(name)
 
 
 def _open_torch(file: Path) -> tuple[Any, list[tuple[str, tuple[int, ...], str]]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
@@ -66,6 +67,16 @@ def test_safetensors_are_preferred(tmp_path):
     assert weight_files(directory) == [directory / "model.safetensors"]
     (directory / "pytorch_model.bin").write_bytes(b"not read")
     read_hf(directory)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_nothing_of_a_file_stays_mapped_when_its_tensors_are_gone(tmp_path, kind):
+    directory = as_torch(LLAMA / "gqa", tmp_path / "gqa") if kind == "bin" else LLAMA / "gqa"
+    (file,) = weight_files(directory)
+    tensors = stored_tensors(file)
+    total = sum(np.asarray(tensor).astype(np.float32).sum() for tensor in tensors)
+    assert np.isfinite(total)
+    assert str(file) not in {part.path for part in psutil.Process().memory_maps()}
 
 
 def test_tensors_of_other_dtypes_are_not_weights():
