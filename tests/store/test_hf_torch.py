@@ -77,6 +77,8 @@ def test_nothing_of_a_file_stays_mapped_when_its_tensors_are_gone(tmp_path, kind
     total = sum(np.asarray(tensor).astype(np.float32).sum() for tensor in tensors)
     assert np.isfinite(total)
     assert str(file) not in {part.path for part in psutil.Process().memory_maps()}
+    mapped = np.memmap(file)
+    assert mapped.size and str(file) in {part.path for part in psutil.Process().memory_maps()}
 
 
 def test_tensors_of_other_dtypes_are_not_weights():
