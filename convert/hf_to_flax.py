@@ -1,6 +1,6 @@
 """Convert a Hugging Face Llama checkpoint to the Orbax checkpoint that kangaroo_jax.load reads fastest.
 
-    python -m convert.hf_to_flax SOURCE [--out DIR] [--dtype bfloat16]
+    python -m convert.hf_to_flax SOURCE [--out DIR] [--dtype bfloat16] [--revision main]
 
 The result is a directory with ``params/`` (Orbax), ``config.json``, the tokenizer's files and, when the source has one,
 its ``adapter/``. It appears under its name only when it is complete.
@@ -68,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("source", metavar="SOURCE", help=f"a local directory, a hub id (OWNER/NAME), or one of: {known}")
     add("--out", type=Path, help="directory to write (default: SOURCE's name in $KANGAROO_HOME, ~/.cache/kangaroo_jax)")
     add("--dtype", choices=tuple(DTYPES), help="dtype of the result (default: the source's)")
+    add("--revision", help="branch, tag or commit of a hub id (default: its main branch)")
     add("--force", action="store_true", help="replace a converted directory that is already there")
     return parser
 
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         out = _destination(args.source) if args.out is None else expand(args.out)
         if not args.force:  # Before a download of gigabytes, not after it.
             _check_vacant(out)
-        written = convert(locate(args.source), out, args.dtype, force=args.force)
+        written = convert(locate(args.source, args.revision), out, args.dtype, force=args.force)
     except ValueError as error:
         print(f"hf_to_flax: {error}", file=sys.stderr)
         return 2

@@ -18,45 +18,72 @@ TEXT_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "config.json", *TEXT_FILES)
+# Not "*.safetensors": some repositories hold the model a second time, as consolidated.safetensors.
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+_TWO_WAYS = (
+    "either unset HF_HUB_OFFLINE and run this once with a network, "
+    "or fetch the files elsewhere and give their directory"
+)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def locate(source: str) -> Path:
+def locate(source: str, revision: str | None = None) -> Path:
     """Return the local directory of a checkpoint, downloading it when ``source`` is an alias or a hub id.
 
+    Args:
+        source: the embedded model, a directory, an alias or a hub id.
+        revision: branch, tag or commit of a hub repository; None is its main branch.
+
     Raises:
-        ValueError: if there is no such source, or it cannot be downloaded.
+        ValueError: if there is no such source, it cannot be downloaded, or it is local and a revision is asked for.
     """
-    if source in EMBEDDED:
-        return embedded(source)
     path = expand(source)
-    if source.strip() and path.is_dir():
-        return path
+    local = embedded(source) if source in EMBEDDED else path if source.strip() and path.is_dir() else None
+    if local is not None:
+        if revision is not None:
+            raise ValueError(f"revision is {revision!r}, but {source!r} is local; revisions are those of hub ids")
+        return local
     if path.is_file():
         raise ValueError(f"{source!r} is a file; give the directory that holds it")
     hub_id = ALIASES.get(source, source)
     if _HUB_ID.fullmatch(hub_id):
-        return _download(hub_id)
+        return _download(hub_id, revision)
     known = ", ".join((*EMBEDDED, *ALIASES))
     raise ValueError(f"no directory {source!r}; give an existing directory, a hub id OWNER/NAME, or one of {known}")
 
 
-def _download(hub_id: str) -> Path:
-    """Fetch the safetensors, config and tokenizer of a hub repository into the hub's own cache."""
+def _download(hub_id: str, revision: str | None) -> Path:
+    """Fetch weights, config and tokenizer of a hub repository into the hub's own cache.
+
+    The safetensors are asked for first, and torch's files only where there are none: never both.
+    """
     import huggingface_hub  # Not at the top: local sources do without it.
 
-    try:
-        path = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(_PATTERNS)))
-    except Exception as error:  # Those of the hub and of its HTTP library have no common base.
-        raise ValueError(
-            f"no directory {hub_id!r}, and downloading it from the hub failed ({type(error).__name__}: "
-            f"{first_line(error)}); either check name, network and `hf auth login` (gated models), or fetch the files "
-            "elsewhere and give their directory"
-        ) from error
-    if not any(path.glob("*.safetensors")):
-        raise ValueError(
-            f"{hub_id} has no safetensors on the hub; save it as safetensors (transformers: model.save_pretrained) and "
-            "give that directory"
-        )
-    return path
+    for pattern in _WEIGHTS:
+        patterns = [pattern, f"{pattern}.index.json", "config.json", *TEXT_FILES]
+        try:
+            path = Path(huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+        except Exception as error:  # Those of the hub and of its HTTP library have no common base.
+            raise ValueError(_no_download(hub_id, revision, error)) from error
+        if any(path.glob(pattern)):
+            return path
+    lacking = f"{hub_id} has neither {' nor '.join(_WEIGHTS)}"
+    if huggingface_hub.is_offline_mode():
+        raise ValueError(f"{lacking} in the hub's cache, and HF_HUB_OFFLINE is set; {_TWO_WAYS}")
+    raise ValueError(
+        f"{lacking} on the hub; save it again (transformers: model.save_pretrained) and give that directory"
+    )
+
+
+def _no_download(hub_id: str, revision: str | None, error: Exception) -> str:
+    """Return the message for a failed download; both ways out are in it."""
+    import huggingface_hub
+
+    what = "it" if revision is None else f"its revision {revision!r}"
+    if huggingface_hub.is_offline_mode():
+        return f"no directory {hub_id!r}, HF_HUB_OFFLINE is set, and {what} is not in the hub's cache; {_TWO_WAYS}"
+    return (
+        f"no directory {hub_id!r}, and downloading {what} from the hub failed ({type(error).__name__}: "
+        f"{first_line(error)}); either check name, network and `hf auth login` (gated models), or fetch the files "
+        "elsewhere and give their directory"
+    )

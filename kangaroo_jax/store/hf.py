@@ -1,8 +1,12 @@
-"""Checkpoints in Hugging Face's layout: ``config.json`` and safetensors, in one file or in shards with an index."""
+"""Checkpoints in Hugging Face's layout: ``config.json`` and weights, in one file or in shards with an index.
+
+Weights are safetensors or, where a directory has none, torch's ``.bin`` files.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,22 +19,26 @@ from safetensors.numpy import save_file
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store.files import first_line, read_json, whole_file, write_json
 from kangaroo_jax.store.mapping import Params, from_flax, to_flax
+from kangaroo_jax.store.torch_file import TorchFile
+from kangaroo_jax.store.torch_zip import shown
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-_STORED = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
+_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_SHARD = re.compile(r"\w[\w.-]*")  # A file's plain name; no separators, no leading dot.
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a safetensors file; ``np.asarray`` reads it, and nothing before.
+    """A tensor of a safetensors or ``.bin`` file; ``np.asarray`` reads it, and nothing before.
 
     Attributes:
         file: the file.
         name: the tensor's name in it.
         shape: extents as stored.
         dtype: element type as stored.
-        reader: the open file.
+        reader: has ``get_tensor(name)``.
     """
 
     file: Path
@@ -89,7 +97,7 @@ def read_hf(
     """Read a Llama checkpoint.
 
     Args:
-        directory: holds ``config.json`` and the safetensors.
+        directory: holds ``config.json`` and the weights.
         dtype: of the params; None keeps the checkpoint's.
         progress: wraps the sequence of tensors while it is read, as ``tqdm`` does.
 
@@ -105,7 +113,7 @@ def read_hf(
     tensors = [tensor for file in weight_files(directory) for tensor in stored_tensors(file)]
     try:
         return config, to_flax(config, [(tensor.name, tensor) for tensor in tensors], dtype, progress=progress)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:  # Of .bin files it is a ValueError already.
         raise ValueError(f"{directory}: reading the weights failed ({first_line(error)}); download it again") from error
 
 
@@ -128,46 +136,39 @@ def write_hf(directory: Path, config: LlamaConfig, params: Params, dtype: Any = 
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint: the single file, or the shards its index names.
+    """Return the files with the weights of a checkpoint: the single file, or the shards its index names.
+
+    Safetensors are preferred to ``.bin`` files. A shard may be a link that leads elsewhere, as in the hub's cache; its
+    name may not.
 
     Raises:
-        ValueError: if there are none, or the index is damaged or names a file that is not there.
+        ValueError: if there are none, or the index is damaged, or names a file that is not there or not in this place.
     """
-    if (directory / SINGLE).is_file():
-        return [directory / SINGLE]
-    if not (directory / INDEX).is_file():
-        hint = f"{directory} has neither {SINGLE} nor {INDEX}"
-        if next(directory.glob("*.bin"), None):
-            raise ValueError(f"{hint}, only .bin files; save it as safetensors (transformers: model.save_pretrained)")
-        raise ValueError(f"{hint}; give the directory of a Llama checkpoint")
-    index = read_json(directory / INDEX, "download it again")
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, Mapping) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ValueError(f"{directory / INDEX} has no weight_map of tensor names to file names; download it again")
-    names = sorted(set(weight_map.values()))
-    if absent := [name for name in names if not (directory / name).is_file()]:
-        raise ValueError(f"{directory} lacks {', '.join(absent)}, named in {INDEX}; download the missing shards")
-    return [directory / name for name in names]
+    for single, index in ((SINGLE, INDEX), (TORCH_SINGLE, TORCH_INDEX)):
+        if (directory / single).is_file():
+            return [directory / single]
+        if (directory / index).is_file():
+            return _shards(directory, index, Path(single).suffix)
+    raise ValueError(
+        f"{directory} has none of {SINGLE}, {INDEX}, {TORCH_SINGLE}, {TORCH_INDEX}; "
+        "give the directory of a Llama checkpoint"
+    )
 
 
 def stored_tensors(file: Path) -> list[StoredTensor]:
-    """Return the tensors of a safetensors file without reading their elements.
+    """Return the tensors of a safetensors or ``.bin`` file without reading their elements.
 
     Raises:
-        ValueError: if the file is damaged, or a tensor is neither float32, bfloat16 nor float16.
+        ValueError: if the file is damaged, holds anything but tensors, or a tensor is neither float32, bfloat16 nor
+            float16.
     """
-    try:
-        reader = safe_open(file, framework="np")
-        slices = [(name, reader.get_slice(name)) for name in reader.keys()]  # noqa: SIM118 - not a dict
-        found = [(name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices]
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{file} is not a complete safetensors file ({first_line(error)}); download or write it again"
-        ) from error
-    if other := [(name, kind) for name, _, kind in found if kind not in _STORED]:
+    reader, found = _open_torch(file) if file.suffix == ".bin" else _open_safetensors(file)
+    if odd := [name for name, _, _ in found if not name.isprintable()]:  # It would break the lines of other messages.
+        raise ValueError(f"{file} has a tensor with the name {shown(odd[0])}; get the checkpoint from another source")
+    if other := [(name, kind) for name, _, kind in found if kind not in DTYPES]:
         name, kind = other[0]
-        raise ValueError(f"{file}: {name} is {kind}; only {', '.join(_STORED)} are read, quantised weights are not")
-    return [StoredTensor(file, name, shape, np.dtype(_STORED[kind]), reader) for name, shape, kind in found]
+        raise ValueError(f"{file}: {name} is {kind}; only {', '.join(DTYPES)} are read, quantised weights are not")
+    return [StoredTensor(file, name, shape, np.dtype(DTYPES[kind]), reader) for name, shape, kind in found]
 
 
 def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -175,3 +176,49 @@ def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     with whole_file(file) as staged:
         # transformers refuses files that do not say which framework's layout they have; "pt" is [out, in].
         save_file(dict(tensors), staged, metadata={"format": "pt"})
+
+
+def _shards(directory: Path, index: str, suffix: str) -> list[Path]:
+    """Return the files an index names, which are to be beside it."""
+    weight_map = read_json(directory / index, "download it again").get("weight_map")
+    if not isinstance(weight_map, Mapping) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{directory / index} has no weight_map of tensor names to file names; download it again")
+    names = sorted(set(weight_map.values()))
+    if foreign := [name for name in names if not _SHARD.fullmatch(name) or not name.endswith(suffix)]:
+        raise ValueError(
+            f"{directory / index} names {shown(foreign[0])}; only {suffix} files beside it are read, so get the "
+            "checkpoint from another source"
+        )
+    if absent := [name for name in names if not (directory / name).is_file()]:
+        raise ValueError(f"{directory} lacks {', '.join(absent)}, named in {index}; download the missing shards")
+    return [directory / name for name in names]
+
+
+def _open_safetensors(file: Path) -> tuple[Any, list[tuple[str, tuple[int, ...], str]]]:
+    """Return what reads the file's tensors, and their names, shapes and dtypes."""
+    try:
+        with safe_open(file, framework="np") as opened:
+            slices = [(name, opened.get_slice(name)) for name in opened.keys()]  # noqa: SIM118 - not a dict
+            found = [(name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices]
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{file} is not a complete safetensors file ({first_line(error)}); download or write it again"
+        ) from error
+    return _SafetensorsFile(file), [(name, shape, _STORED.get(kind, kind)) for name, shape, kind in found]
+
+
+class _SafetensorsFile:
+    """Opens its file for one tensor at a time: while a file is open, every page of it that was read stays in memory."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def get_tensor(self, name: str) -> np.ndarray:
+        with safe_open(self.file, framework="np") as opened:
+            return opened.get_tensor(name)
+
+
+def _open_torch(file: Path) -> tuple[Any, list[tuple[str, tuple[int, ...], str]]]:
+    """The same for torch's format."""
+    reader = TorchFile(file)
+    return reader, [(name, layout.shape, layout.dtype.name) for name, layout in reader.layouts.items()]

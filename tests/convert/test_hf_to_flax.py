@@ -182,14 +182,14 @@ def test_aliases_and_hub_ids_are_downloaded(name, hub_id, source, home_folder, m
     assert not home().exists()
     asked = []
 
-    def download(repo_id, allow_patterns):
+    def download(repo_id, revision, allow_patterns):
         asked.append((repo_id, allow_patterns))
         return str(source)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert hf_to_flax.main([name]) == 0
     assert [repo_id for repo_id, _ in asked] == [hub_id]
-    assert {"*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer.json"} <= set(asked[0][1])
+    assert {"model*.safetensors", "model*.safetensors.index.json", "config.json", "tokenizer.json"} <= set(asked[0][1])
     assert tree_of(home_folder) == [name.replace("/", "--")]
     assert load_target(name)[2] == home_folder / name.replace("/", "--")
 

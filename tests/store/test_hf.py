@@ -101,14 +101,12 @@ def test_truncated_weights(gqa):
 
 def test_weights_of_a_quantised_model(gqa):
     save_file({"lm_head.weight": np.zeros((97, 48), np.int8)}, gqa / "model.safetensors")
-    refused(gqa, "lm_head.weight is I8; only F32, BF16, F16")
+    refused(gqa, "lm_head.weight is I8; only float32, bfloat16, float16")
 
 
 def test_absent_weights(gqa):
     (gqa / "model.safetensors").unlink()
-    refused(gqa, "has neither model.safetensors nor model.safetensors.index.json; give the directory")
-    (gqa / "pytorch_model.bin").write_bytes(b"")
-    refused(gqa, "only .bin files; save it as safetensors")
+    refused(gqa, "has none of model.safetensors, .*pytorch_model.bin.*; give the directory")
 
 
 def test_a_shard_that_is_not_there(sharded):
