@@ -96,7 +96,7 @@ def export_adapter(
     dtype = common_dtype(tensor.dtype for tensor in stored_tensors(adapter / ADAPTER_WEIGHTS))
     draft, params = load_adapter(adapter, config, dtype)
     tensors = dict(from_flax(config, jax.device_get(params), ADAPTER))
-    fields = dataclasses.replace(config, num_hidden_layers=1).to_hf() | {"torch_dtype": dtype.name}
+    fields = dataclasses.replace(config.plain, num_hidden_layers=1).to_hf() | {"torch_dtype": dtype.name}
     with whole_directory(out, replace=force) as staged:
         write(staged / name, tensors)
         write_json(staged / "config.json", fields)

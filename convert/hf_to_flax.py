@@ -1,4 +1,4 @@
-"""Convert a Hugging Face Llama checkpoint to the Orbax checkpoint that kangaroo_jax.load reads fastest.
+"""Convert a Hugging Face checkpoint of the Llama family to the Orbax checkpoint that kangaroo_jax.load reads fastest.
 
     python -m convert.hf_to_flax SOURCE [--out DIR] [--dtype bfloat16] [--revision main]
 
@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's options."""
     parser = argparse.ArgumentParser(
         prog="python -m convert.hf_to_flax",
-        description="Convert a Hugging Face Llama checkpoint to the format kangaroo_jax.load reads fastest.",
+        description="Convert a Hugging Face checkpoint to the format kangaroo_jax.load reads fastest.",
     )
     known = ", ".join((*EMBEDDED, *(f"{alias} = {hub_id}" for alias, hub_id in ALIASES.items())))
     add = parser.add_argument

@@ -93,7 +93,7 @@ def fingerprint(config: LlamaConfig) -> str:
     fields = flatten({name: value for name, value in config.to_hf().items() if name not in ignored})
     # 500000 and 500000.0 are the same theta.
     fields = {name: float(value) if isinstance(value, int | float) else value for name, value in fields.items()}
-    return "llama-" + hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{config.model_type}-" + hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def save_adapter(

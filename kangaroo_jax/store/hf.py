@@ -76,7 +76,7 @@ def read_config(directory: Path) -> LlamaConfig:
     Raises:
         ValueError: if a file is absent where it must not be, is not JSON, or describes another kind of network.
     """
-    fields = read_json(directory / "config.json", "give the directory of a Llama checkpoint")
+    fields = read_json(directory / "config.json", "give the directory of a checkpoint")
     generation = directory / "generation_config.json"
     if generation.is_file():
         eos = read_json(generation, "repair or remove it").get("eos_token_id")
@@ -94,7 +94,7 @@ def read_config(directory: Path) -> LlamaConfig:
 def read_hf(
     directory: Path, dtype: Any = None, progress: Callable[[Sequence[Any]], Iterable[Any]] = iter
 ) -> tuple[LlamaConfig, Params]:
-    """Read a Llama checkpoint.
+    """Read a checkpoint of a supported family.
 
     Args:
         directory: holds ``config.json`` and the weights.
@@ -150,8 +150,7 @@ def weight_files(directory: Path) -> list[Path]:
         if (directory / index).is_file():
             return _shards(directory, index, Path(single).suffix)
     raise ValueError(
-        f"{directory} has none of {SINGLE}, {INDEX}, {TORCH_SINGLE}, {TORCH_INDEX}; "
-        "give the directory of a Llama checkpoint"
+        f"{directory} has none of {SINGLE}, {INDEX}, {TORCH_SINGLE}, {TORCH_INDEX}; give the directory of a checkpoint"
     )
 
 

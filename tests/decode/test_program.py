@@ -113,6 +113,8 @@ class Case(NamedTuple):
     batch: int
     kv_heads: int
     sample: bool = False
+    family: str = "llama"
+    sliding_window: int | None = None
 
 
 class Program(NamedTuple):
@@ -129,7 +131,9 @@ def build(case: Case) -> Program:
     """Compile ``decode`` or ``prefill`` for shapes; nothing is allocated."""
     gamma, batch, kv_heads = case.gamma, case.batch, case.kv_heads
     shape = jax.ShapeDtypeStruct
-    config = dataclasses.replace(CONFIG, num_key_value_heads=kv_heads)
+    config = dataclasses.replace(
+        CONFIG, num_key_value_heads=kv_heads, model_type=case.family, sliding_window=case.sliding_window
+    )
     spec = dec.DecodeSpec(config, 2 if gamma else 4, gamma, sample=case.sample, truncate=case.sample)
     weights = {"target": abstract_params(config), "adapter": abstract_adapter(config) if gamma else None}
     row = shape((batch,), jnp.int32)
@@ -160,13 +164,20 @@ CASES = [
     Case("prefill", 3, 1, 3),
     Case("prefill", 3, 3, 3),
     Case("prefill", 0, 1, 1),
+    Case("decode", 3, 3, 3, family="mistral", sliding_window=50),
+    Case("decode", 3, 1, 1, family="qwen2"),
+    Case("decode", 3, 3, 3, family="qwen3"),
 ]
 
 
 @pytest.fixture(
     scope="module",
     params=CASES,
-    ids=lambda case: f"{case.part}-gamma{case.gamma}-batch{case.batch}-kv{case.kv_heads}" + "-sampled" * case.sample,
+    ids=lambda case: (
+        f"{case.part}-gamma{case.gamma}-batch{case.batch}-kv{case.kv_heads}"
+        + "-sampled" * case.sample
+        + f"-{case.family}" * (case.family != "llama")
+    ),
 )
 def program(request: pytest.FixtureRequest) -> Program:
     return build(request.param)

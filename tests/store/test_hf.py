@@ -139,12 +139,12 @@ def test_a_tensor_in_no_shard(sharded):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        (None, "has no config.json; give the directory of a Llama checkpoint"),
+        (None, "has no config.json; give the directory of a checkpoint"),
         ("{", "config.json is not JSON"),
         (b"\xff\xfe", "config.json is not JSON"),
         ("[]", "holds a JSON list, not an object"),
         ("{}", "lacks vocab_size, hidden_size"),
-        ('{"model_type": "mistral"}', "model_type = 'mistral'; only 'llama' is supported"),
+        ('{"model_type": "gemma2"}', "model_type = 'gemma2'; only 'llama', 'mistral', 'qwen2', 'qwen3' are supported"),
         (json.dumps(dict.fromkeys(("vocab_size", "hidden_size"), "x")), "lacks intermediate_size"),
     ],
 )

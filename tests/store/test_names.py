@@ -91,7 +91,7 @@ def test_load_target_reads_both_layouts(tmp_path, dtype):
 
 
 def test_load_target_refuses(tmp_path):
-    with pytest.raises(ValueError, match=r"has no config\.json; give the directory of a Llama checkpoint"):
+    with pytest.raises(ValueError, match=r"has no config\.json; give the directory of a checkpoint"):
         load_target(tmp_path)
     with pytest.raises(ValueError, match="dtype is 'int4'"):
         load_target(FIXTURES / "gqa", "int4")
