@@ -10,6 +10,7 @@ import dataclasses
 import io
 import math
 import pickletools
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -90,17 +91,22 @@ def read_pickle(data: bytes, sizes: Mapping[str, int]) -> Any:
     Raises:
         Refused: if it names anything that is not part of a tensor, or is not well-formed.
     """
-    machine, stream = _Machine(sizes), io.BytesIO(data)
     try:
-        while (opcode := _OPCODES[stream.read(1).decode("latin-1")]).name != "STOP":
-            if (step := _STEPS.get(opcode.name)) is None:
-                raise Refused(f"has a pickle with the opcode {opcode.name}, which weights do not need")
-            step(machine, opcode.arg.reader(stream) if opcode.arg else None)
-        return machine.result()
+        with warnings.catch_warnings(action="ignore"):  # Of escapes in damaged names: they are compared and refused.
+            return _run(_Machine(sizes), io.BytesIO(data))
     except Refused:
         raise
     except (ValueError, IndexError, KeyError, OverflowError):  # Of an argument, an empty stack, an unset memo.
         raise Refused("has a damaged pickle; download it again") from None
+
+
+def _run(machine: _Machine, stream: io.BytesIO) -> Any:
+    """Obey the opcodes of a stream up to STOP; return what is then on the stack."""
+    while (opcode := _OPCODES[stream.read(1).decode("latin-1")]).name != "STOP":
+        if (step := _STEPS.get(opcode.name)) is None:
+            raise Refused(f"has a pickle with the opcode {opcode.name}, which weights do not need")
+        step(machine, opcode.arg.reader(stream) if opcode.arg else None)
+    return machine.result()
 
 
 class _Machine:
