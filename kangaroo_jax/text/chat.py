@@ -50,15 +50,6 @@ def chat_ids(
     return tokenizer.encode_chat(messages, template)
 
 
-def is_messages(value: Any) -> bool:
-    """Return whether a prompt is meant as a conversation: a list with an object in it.
-
-    A list of strings, of ids, or of conversations is none. ``chat_ids`` checks the rest.
-    """
-    is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    return is_list and any(isinstance(item, Mapping) for item in value)
-
-
 def _template(tokenizer: Tokenizer, name: str, chat_template: str | None) -> str:
     if chat_template is not None:
         if not isinstance(chat_template, str) or not chat_template:

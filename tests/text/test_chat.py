@@ -13,7 +13,7 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kangaroo_jax.text import Tokenizer, chat_ids, is_messages, load_tokenizer
+from kangaroo_jax.text import Tokenizer, chat_ids, load_tokenizer
 from kangaroo_jax.text.chat import VICUNA_TEMPLATE
 from train.tokenizer import write_byte_tokenizer
 
@@ -184,13 +184,3 @@ def test_what_is_no_conversation(byte_level: Tokenizer, messages: Any, reason: s
     with pytest.raises(ValueError, match=f"^{reason}") as caught:
         chat_ids(byte_level, "joey", messages)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("value", [TURNS, [{}], ["hop", user("hop")], tuple(TURNS)])
-def test_messages(value: Any) -> None:
-    assert is_messages(value)
-
-
-@pytest.mark.parametrize("value", ["hop", [], ["hop"], [1, 2], [TURNS, TURNS], user("hop"), None, b"ab"])
-def test_other_prompts(value: Any) -> None:
-    assert not is_messages(value)
