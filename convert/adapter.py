@@ -21,7 +21,7 @@ from convert.sources import locate
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
 from kangaroo_jax.store import find_adapter, from_flax, load_adapter, read_config, resolve, save_adapter, to_flax
 from kangaroo_jax.store.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from kangaroo_jax.store.files import whole_directory, write_json
+from kangaroo_jax.store.files import check_vacant, whole_directory, write_json
 from kangaroo_jax.store.hf import SINGLE, TORCH_SINGLE, stored_tensors, weight_files, write_safetensors
 from kangaroo_jax.store.mapping import ADAPTER, common_dtype
 from kangaroo_jax.store.names import expand
@@ -57,7 +57,7 @@ def import_adapter(source: Path, config: LlamaConfig, draft: KangarooConfig, out
     """
     if (source / ADAPTER_CONFIG).is_file():
         raise ValueError(f"{source} is an adapter of kangaroo_jax already; load it as it is")
-    _check_vacant(out, force)
+    check_vacant(out, force)
     theirs = read_config(source)
     if other := [name for name in _SHARED if getattr(theirs, name) != getattr(config, name)]:
         details = ", ".join(f"{name} {getattr(theirs, name)} instead of {getattr(config, name)}" for name in other)
@@ -88,7 +88,7 @@ def export_adapter(
     """
     if not (adapter / ADAPTER_CONFIG).is_file():
         raise ValueError(f"{adapter} has no {ADAPTER_CONFIG}; give an adapter directory")
-    _check_vacant(out, force)
+    check_vacant(out, force)
     name, write = FORMATS[form]
     own = {"config.json", *(file for file, _ in FORMATS.values())}
     if out.exists() and not (out.is_dir() and own >= {item.name for item in out.iterdir()}):
@@ -150,11 +150,6 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     print(f"wrote {out}: exit layer {draft.exit_layer}, gamma {draft.gamma}, eta {draft.eta}")
     return 0
-
-
-def _check_vacant(out: Path, force: bool) -> None:
-    if out.exists() and not force:
-        raise ValueError(f"{out} exists; choose another --out, or replace it with --force")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from convert.sources import TEXT_FILES, locate
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import DTYPES, find_adapter, read_hf, save_params
-from kangaroo_jax.store.files import whole_directory, write_json
+from kangaroo_jax.store.files import check_vacant, whole_directory, write_json
 from kangaroo_jax.store.mapping import entries
 from kangaroo_jax.store.names import ALIASES, EMBEDDED, converted, expand
 
@@ -78,8 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         out = _destination(args.source) if args.out is None else expand(args.out)
-        if not args.force:  # Before a download of gigabytes, not after it.
-            _check_vacant(out)
+        check_vacant(out, args.force)  # Before a download of gigabytes, not after it.
         written = convert(locate(args.source, args.revision), out, args.dtype, force=args.force)
     except ValueError as error:
         print(f"hf_to_flax: {error}", file=sys.stderr)
@@ -105,17 +104,11 @@ def _destination(source: str) -> Path:
     return converted(path.resolve().name if path.is_dir() and source not in EMBEDDED else source)
 
 
-def _check_vacant(out: Path) -> None:
-    if out.exists():
-        raise ValueError(f"{out} exists; choose another --out, or replace it with --force")
-
-
 def _check_destination(source: Path, out: Path, force: bool) -> None:
     """Refuse sources that are converted already, and destinations that would cost the user something else."""
     if (source / "params").is_dir():
         raise ValueError(f"{source} is converted already; give the directory it was converted from")
-    if not force:
-        _check_vacant(out)
+    check_vacant(out, force)
     if source.resolve().is_relative_to(out.resolve()):
         raise ValueError(f"{out} holds the source {source}; choose another --out")
     if out.exists() and not (out.is_dir() and ((out / "params").is_dir() or not any(out.iterdir()))):

@@ -148,8 +148,8 @@ class Chat:
         if state.tokens.shape[1] != slots or (state.adapter is not None) != drafting:
             return 0, None
         # The newest token has no keys and values yet.
-        held, length = self._run.committed()
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ids[:-1], held[: length - 1], strict=False))
+        held = self._run.committed()[:-1]
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ids[:-1], held, strict=False))
         return sum(1 for _ in same), (state.caches, state.adapter)
 
     def _answer(self, run: Run, asked: dict[str, str]) -> Generator[str, None, Generation]:

@@ -41,9 +41,10 @@ def sequence_bytes(spec: dec.DecodeSpec, slots: int, chunk: int, dtype: Any) -> 
     """Return about how many bytes one sequence of a batch takes: its caches, and the largest arrays in work."""
     config = spec.config
     caches = jax.eval_shape(lambda: dec.allocate(spec, 1, slots, dtype))
-    held = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(caches))
-    if jax.default_backend() == "cpu" and jax.numpy.dtype(dtype).itemsize < 4:
-        held += sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(caches))  # XLA computes in fp32 copies.
+    width = jax.numpy.dtype(dtype).itemsize
+    if jax.default_backend() == "cpu" and width < 4:
+        width += 4  # XLA computes in fp32 copies.
+    held = width * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(caches))
     scores = 2 * config.num_attention_heads * max(chunk, spec.rows) * slots * 4
     logits = (4 if spec.sample else 2) * spec.rows * config.vocab_size * 4
     hidden = 4 * max(chunk, spec.rows) * (config.intermediate_size + config.hidden_size) * 4

@@ -162,10 +162,9 @@ class Run:
         end = len(self.prompts[row]) + reader.count if reader.stopped else int(self._length[row])
         return self._tokens[row, len(self.prompts[row]) : end].tolist()
 
-    def committed(self) -> tuple[list[int], int]:
-        """Return prompt and new tokens of the first sequence as the device has them, and how many they are."""
-        length = int(self._length[0])
-        return self._tokens[0, :length].tolist(), length
+    def committed(self) -> list[int]:
+        """Return prompt and new tokens of the first sequence as the device has them."""
+        return self._tokens[0, : int(self._length[0])].tolist()
 
     def results(self) -> list[Generation]:
         """Return the finished generations, in order."""

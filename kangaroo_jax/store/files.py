@@ -121,3 +121,9 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def check_vacant(out: Path, force: bool = False) -> None:
+    """Raise ValueError if something is at ``out`` that is not to be replaced."""
+    if out.exists() and not force:
+        raise ValueError(f"{out} exists; choose another --out, or replace it with --force")
