@@ -3,33 +3,34 @@
     python -m convert.hf_to_flax SOURCE [--out DIR] [--dtype bfloat16] [--revision main]
 
 The result is a directory with ``params/`` (Orbax), ``config.json``, the tokenizer's files and, when the source has one,
-its ``adapter/``. It appears under its name only when it is complete.
+its ``adapter/``. It appears under its name only when it is complete; until then it grows in a hidden folder beside it,
+where the same command goes on after Ctrl-C, a kill or a full disk. Memory is needed for a few tensors only.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import shutil
 import signal
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 from tqdm import tqdm
 
 from convert.sources import TEXT_FILES, locate
-from kangaroo_jax.model import LlamaConfig
-from kangaroo_jax.store import DTYPES, find_adapter, read_hf, save_params
-from kangaroo_jax.store.files import check_vacant, whole_directory, write_json
-from kangaroo_jax.store.mapping import entries
+from kangaroo_jax.store import DTYPES, find_adapter, open_hf
+from kangaroo_jax.store.checkpoint import ParamsWriter
+from kangaroo_jax.store.files import check_vacant, partial_of, resumable_directory, write_json
+from kangaroo_jax.store.hf import weight_files
+from kangaroo_jax.store.mapping import Leaf
 from kangaroo_jax.store.names import ALIASES, EMBEDDED, converted, expand
 
 
 def convert(source: Path, out: Path, dtype: str | None = None, *, force: bool = False) -> dict[str, Any]:
-    """Convert a local checkpoint.
+    """Convert a local checkpoint, some tensors at a time; interrupted or killed, the next call goes on.
 
     Args:
         source: directory in Hugging Face's layout.
@@ -42,19 +43,27 @@ def convert(source: Path, out: Path, dtype: str | None = None, *, force: bool = 
 
     Raises:
         ValueError: if the source is unusable, or ``out`` is in the way; nothing is written then.
+        OSError: if writing fails.
     """
     _check_destination(source, out, force)
-    with whole_directory(out, replace=force) as staged:
-        bar = partial(tqdm, desc=f"reading {source.name}", unit="tensor")
-        config, params = read_hf(source, dtype, progress=bar)
-        save_params(staged / "params", params)
+    config, leaves = open_hf(source, dtype)
+    _check_room(leaves, out)
+    with resumable_directory(out, _work(source, leaves), replace=force) as staged:
+        if not (staged / "params").is_dir():
+            _write_params(leaves, staged, source.name)
         write_json(staged / "config.json", config.to_hf())
         for name in TEXT_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, staged / name)
         if (source / "adapter").is_dir():
-            shutil.copytree(source / "adapter", staged / "adapter")
-    return _summary(config, params, out)
+            shutil.copytree(source / "adapter", staged / "adapter", dirs_exist_ok=True)
+    return {
+        "tensors": sum(len(leaf.parts) for leaf in leaves),
+        "parameters": sum(math.prod(leaf.shape) for leaf in leaves),
+        "bytes": sum(leaf.nbytes for leaf in leaves),
+        "dtype": leaves[0].dtype.name,
+        "destination": out,
+    }
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,18 +85,22 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Convert, print what was written, and return the exit status: 0, 2 for bad input, 130 for Ctrl-C."""
     args = build_parser().parse_args(argv)
+    out = _destination(args.source) if args.out is None else expand(args.out)
     try:
-        out = _destination(args.source) if args.out is None else expand(args.out)
         check_vacant(out, args.force)  # Before a download of gigabytes, not after it.
         written = convert(locate(args.source, args.revision), out, args.dtype, force=args.force)
     except ValueError as error:
         print(f"hf_to_flax: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"hf_to_flax: {error}; is {out} a place that can be written, with room for the model?", file=sys.stderr)
+        print(
+            f"hf_to_flax: {error}; is {out} a place that can be written, with room for the model? "
+            "The same command goes on where it stopped",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
-        print("\nhf_to_flax: interrupted; nothing was written", file=sys.stderr)
+        print(f"\nhf_to_flax: interrupted; the same command goes on from there ({partial_of(out)})", file=sys.stderr)
         return 130
     print(_table(written))
     by_name = args.out is None and args.source not in EMBEDDED
@@ -115,15 +128,39 @@ def _check_destination(source: Path, out: Path, force: bool) -> None:
         raise ValueError(f"{out} is not a converted directory, so --force does not replace it; choose another --out")
 
 
-def _summary(config: LlamaConfig, params: Any, out: Path) -> dict[str, Any]:
-    leaves = jax.tree.leaves(params)
+def _check_room(leaves: list[Leaf], out: Path) -> None:
+    """Refuse to begin what the disk cannot hold."""
+    parent = next(path for path in out.absolute().parents if path.is_dir())
+    staged = partial_of(out)
+    there = sum(file.stat().st_size for file in staged.rglob("*") if file.is_file()) if staged.is_dir() else 0
+    needed, free = sum(leaf.nbytes for leaf in leaves), shutil.disk_usage(parent).free + there
+    if needed > free:
+        raise ValueError(
+            f"{parent} has {free / 10**9:.1f} GB free and the converted model takes {needed / 10**9:.1f} GB; "
+            "make room, choose another --out, or a narrower --dtype"
+        )
+
+
+def _work(source: Path, leaves: list[Leaf]) -> dict[str, Any]:
+    """Return what makes two conversions the same, so that one may go on where the other stopped."""
+    files = {file: file.stat() for file in weight_files(source)}
     return {
-        "tensors": len(entries(config)),
-        "parameters": sum(leaf.size for leaf in leaves),
-        "bytes": sum(leaf.nbytes for leaf in leaves),
-        "dtype": leaves[0].dtype.name,
-        "destination": out,
+        "source": str(source.resolve()),
+        "files": {file.name: [found.st_size, found.st_mtime_ns] for file, found in files.items()},
+        "leaves": {leaf.path: [list(leaf.shape), leaf.dtype.name] for leaf in leaves},
     }
+
+
+def _write_params(leaves: list[Leaf], staged: Path, name: str) -> None:
+    writer = ParamsWriter(staged / "parts")
+    done = sum(leaf.nbytes for leaf in leaves if leaf.path in writer.saved)
+    total = sum(leaf.nbytes for leaf in leaves)
+    with tqdm(total=total, initial=done, desc=f"converting {name}", unit="B", unit_scale=True) as bar:
+        for leaf in leaves:
+            if leaf.path not in writer.saved:
+                writer.add(leaf.path, leaf.read())
+                bar.update(leaf.nbytes)
+        writer.finish(staged / "params")
 
 
 def _table(written: dict[str, Any]) -> str:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store.adapters import find_adapter, fingerprint, load_adapter, save_adapter
-from kangaroo_jax.store.checkpoint import default_dtype, restore_params, save_params
-from kangaroo_jax.store.hf import DTYPES, as_dtype, read_config, read_hf, write_hf
+from kangaroo_jax.store.checkpoint import Placement, default_dtype, restore_params, save_params, sharding_of
+from kangaroo_jax.store.hf import DTYPES, as_dtype, open_hf, read_config, read_hf, write_hf
 from kangaroo_jax.store.mapping import (
     DuplicateTensors,
     ExtraTensors,
@@ -34,6 +35,7 @@ __all__ = [
     "MisshapenTensors",
     "MissingTensors",
     "Params",
+    "Placement",
     "as_dtype",
     "default_dtype",
     "find_adapter",
@@ -42,6 +44,7 @@ __all__ = [
     "home",
     "load_adapter",
     "load_target",
+    "open_hf",
     "read_config",
     "read_hf",
     "resolve",
@@ -53,12 +56,16 @@ __all__ = [
 ]
 
 
-def load_target(name: str | os.PathLike[str], dtype: Any = None) -> tuple[LlamaConfig, Params, Path]:
-    """Load a target model onto the default device.
+def load_target(
+    name: str | os.PathLike[str], dtype: Any = None, sharding: Placement = None
+) -> tuple[LlamaConfig, Params, Path]:
+    """Load a target model straight to devices: no second copy of it is made on the way.
 
     Args:
         name: anything ``resolve`` knows: an embedded model, a directory in Hugging Face's layout or a converted one.
         dtype: float32, bfloat16 or float16; None is ``default_dtype()``.
+        sharding: where the leaves go: one ``jax.sharding.Sharding`` for all, or a function of a leaf's path
+            (``"layers_0/mlp/down_proj/kernel"``) and its ``jax.ShapeDtypeStruct``; None is the default device.
 
     Returns:
         The config, the params, and the directory they came from (where the tokenizer and the adapter are).
@@ -70,6 +77,11 @@ def load_target(name: str | os.PathLike[str], dtype: Any = None) -> tuple[LlamaC
     directory = resolve(name)
     if (directory / "params").is_dir():
         config = read_config(directory)
-        return config, restore_params(directory / "params", config, kind), directory
-    config, params = read_hf(directory, kind)
-    return config, jax.device_put(params), directory
+        return config, restore_params(directory / "params", config, kind, sharding), directory
+
+    def place(path: str, values: np.ndarray) -> jax.Array:
+        # Waited for: a leaf still on its way holds its memory while the next is read.
+        return jax.block_until_ready(jax.device_put(values, sharding_of(sharding, path, values.shape, kind)))
+
+    config, params = read_hf(directory, kind, place=place)
+    return config, params, directory

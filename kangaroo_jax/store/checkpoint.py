@@ -1,7 +1,12 @@
-"""Params as Orbax checkpoints, which is how this package keeps converted models."""
+"""Params as Orbax checkpoints: written leaf by leaf, in memory of one leaf's size, and read straight to devices."""
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +16,12 @@ import numpy as np
 from kangaroo_jax.model import LlamaConfig, abstract_params
 from kangaroo_jax.store.files import first_line, held_interrupts, read_json, whole_directory, write_json
 from kangaroo_jax.store.hf import as_dtype
-from kangaroo_jax.store.mapping import Params, check_shapes, common_dtype, flatten
+from kangaroo_jax.store.mapping import Params, check_shapes, common_dtype, flatten, unflatten
 
+Placement = jax.sharding.Sharding | Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding] | None
+"""Where leaves go: one sharding for all, or a function of a leaf's path and shape; None is the default device."""
+
+BATCH_BYTES = 64 << 20  # Leaves are written once they are this much together: each write costs a tenth of a second.
 _SIZES = "sizes.json"
 _CONVERT_AGAIN = "convert the model again (python -m convert.hf_to_flax)"
 
@@ -24,58 +33,172 @@ def default_dtype() -> np.dtype:
     return kind
 
 
+class ParamsWriter:
+    """Writes one Orbax checkpoint, some leaves at a time; what is written survives the process.
+
+    Attributes:
+        folder: where the parts are collected.
+        saved: paths of the leaves that are on disk.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Go on with what an earlier writer left in ``folder``, removing what it had not finished."""
+        self.folder = Path(folder).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.saved: set[str] = set()
+        self._journal = self.folder / "saved.jsonl"
+        self._waiting: dict[str, Any] = {}
+        self._take_stock()
+
+    def add(self, path: str, values: Any) -> None:
+        """Take a leaf; it is written now or with one of the next.
+
+        Raises:
+            OSError: if writing fails.
+        """
+        self._waiting[path] = values
+        if sum(leaf.nbytes for leaf in self._waiting.values()) >= BATCH_BYTES:
+            self._write()
+
+    def finish(self, directory: Path) -> None:
+        """Write what is waiting and let the checkpoint appear as ``directory``, which must not exist."""
+        self._write()
+        with held_interrupts():
+            from orbax.checkpoint.experimental import v1
+
+            self._record({"finishing": True})
+            v1.partial.finalize(self.folder / "params")
+            state = self.folder / "params" / "state"
+            write_json(state / _SIZES, _file_sizes(state))
+            state.rename(directory)
+            shutil.rmtree(self.folder)
+
+    def _write(self) -> None:
+        if not self._waiting:
+            return
+        before = set(os.listdir(self.folder))
+        # Interrupted, Orbax's threads would go on writing, and its import would come out as an ImportError.
+        with held_interrupts():
+            from orbax.checkpoint.experimental import v1  # Not at the top: reading safetensors does without it.
+
+            try:
+                v1.partial.save(self.folder / "params", unflatten(_on_cpu(self._waiting)))
+            except (
+                Exception
+            ) as error:  # Orbax's and TensorStore's have no common base; a full disk may be a ValueError.
+                raise OSError(f"writing {self.folder} failed ({first_line(error)})") from error
+            self._record({"leaves": [*self._waiting], "entries": sorted(set(os.listdir(self.folder)) - before)})
+            self.saved |= set(self._waiting)
+            self._waiting = {}
+
+    def _record(self, line: Mapping[str, Any]) -> None:
+        with self._journal.open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps(line) + "\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+
+    def _take_stock(self) -> None:
+        lines = _whole_lines(self._journal)
+        entries = {entry for line in lines for entry in line.get("entries", ())}
+        # Killed while it put the parts together, a writer leaves neither parts nor a whole.
+        usable = not any("finishing" in line for line in lines) and entries <= set(os.listdir(self.folder))
+        keep = entries | {self._journal.name} if usable else set()
+        for item in self.folder.iterdir():
+            if item.name not in keep:
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
+        self.saved = {leaf for line in lines for leaf in line["leaves"]} if usable else set()
+
+
 def save_params(directory: Path, params: Params) -> None:
     """Write params as an Orbax checkpoint; ``directory`` appears when all is written.
 
     Raises:
         ValueError: if ``directory`` exists.
     """
-    with held_interrupts():  # Ctrl-C inside the import of a compiled module comes out as an ImportError.
-        import orbax.checkpoint as ocp  # Not at the top: reading safetensors, joey's way in, does without it.
-
     with whole_directory(directory) as staged:
-        # Interrupted, Orbax's threads would go on writing into a directory that is being removed.
-        with held_interrupts(), ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(staged / "params", params)
+        writer = ParamsWriter(staged / "parts")
+        for path, leaf in flatten(params).items():
+            writer.add(path, leaf)
+        writer.finish(staged / "params")
         for item in (staged / "params").iterdir():
             item.rename(staged / item.name)
         (staged / "params").rmdir()
-        write_json(staged / _SIZES, _file_sizes(staged))
 
 
-def restore_params(directory: Path, config: LlamaConfig, dtype: Any = None) -> Params:
-    """Read an Orbax checkpoint onto the default device.
+def restore_params(
+    directory: Path, config: LlamaConfig, dtype: Any = None, sharding: Placement = None, only: Iterable[str] = ()
+) -> Params:
+    """Read an Orbax checkpoint to devices, a few leaves at a time.
 
     Args:
-        directory: written by ``save_params``.
+        directory: written by ``save_params`` or ``ParamsWriter``.
         config: the model the checkpoint belongs to.
         dtype: of the params; None keeps the checkpoint's.
+        sharding: where they go.
+        only: top-level names, such as ``layers_3``, to read nothing else; empty reads all.
 
     Raises:
         ValueError: if the checkpoint is incomplete, damaged, or another model's.
     """
     import orbax.checkpoint as ocp
+    from etils import epath  # What Orbax's handlers take for a path; it comes with Orbax.
 
     directory = Path(directory).absolute()
     _check_complete(directory)
-    abstract = abstract_params(config)
-    with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            stored = flatten(checkpointer.metadata(directory).item_metadata.tree)
-        except Exception as error:  # Orbax's and TensorStore's errors have no common base.
-            raise ValueError(f"{directory} is not a readable checkpoint; {_CONVERT_AGAIN}") from error
-        check_shapes(
-            {path: tuple(leaf.shape) for path, leaf in flatten(abstract).items()},
-            [(path, tuple(leaf.shape)) for path, leaf in stored.items()],
-            fix=f"{directory} belongs to another config.json; {_CONVERT_AGAIN}",
-        )
-        kind = as_dtype(dtype) or common_dtype([leaf.dtype for leaf in stored.values()])
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind, sharding=sharding), abstract)
-        try:
-            return checkpointer.restore(directory, target)
-        except Exception as error:  # As above.
-            raise ValueError(f"{directory} is damaged ({first_line(error)}); {_CONVERT_AGAIN}") from error
+    abstract = flatten(abstract_params(config))
+    try:
+        stored = flatten(ocp.PyTreeCheckpointHandler().metadata(epath.Path(directory)).tree)
+    except Exception as error:  # Orbax's and TensorStore's errors have no common base.
+        raise ValueError(f"{directory} is not a readable checkpoint; {_CONVERT_AGAIN}") from error
+    check_shapes(
+        {path: tuple(leaf.shape) for path, leaf in abstract.items()},
+        [(path, tuple(leaf.shape)) for path, leaf in stored.items()],
+        fix=f"{directory} belongs to another config.json; {_CONVERT_AGAIN}",
+    )
+    kind = as_dtype(dtype) or common_dtype([leaf.dtype for leaf in stored.values()])
+    wanted = {path: leaf for path, leaf in abstract.items() if not only or path.split("/")[0] in only}
+    target = unflatten(
+        {
+            path: jax.ShapeDtypeStruct(leaf.shape, kind, sharding=sharding_of(sharding, path, leaf.shape, kind))
+            for path, leaf in wanted.items()
+        }
+    )
+    # Orbax reads so much at once, and holds it beside the arrays it makes of it.
+    largest = max(math.prod(leaf.shape) * 4 for leaf in wanted.values())
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=2 * max(largest, 4 * BATCH_BYTES) / 10**9)
+    arguments = ocp.args.PyTreeRestore(
+        target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=bool(only)
+    )
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            return checkpointer.restore(directory, args=arguments)
+    except Exception as error:  # As above.
+        raise ValueError(f"{directory} is damaged ({first_line(error)}); {_CONVERT_AGAIN}") from error
+
+
+def sharding_of(placement: Placement, path: str, shape: tuple[int, ...], dtype: np.dtype) -> jax.sharding.Sharding:
+    """Return where a leaf goes."""
+    if placement is None:
+        return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    if isinstance(placement, jax.sharding.Sharding):
+        return placement
+    return placement(path, jax.ShapeDtypeStruct(shape, dtype))
+
+
+def _on_cpu(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the leaves as JAX's arrays in the computer's memory, which Orbax copies once less than NumPy's."""
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out.
+        return dict(leaves)
+    return {path: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, cpu) for path, leaf in leaves.items()}
+
+
+def _whole_lines(journal: Path) -> list[dict[str, Any]]:
+    """Return the lines of the journal; the last may have been cut short by the end of its writer."""
+    if not journal.is_file():
+        return []
+    return [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
 
 
 def _file_sizes(directory: Path) -> dict[str, int]:

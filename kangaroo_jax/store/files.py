@@ -9,9 +9,11 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 
 @contextlib.contextmanager
@@ -35,21 +37,56 @@ def whole_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         staged.chmod(0o777 & ~_umask())  # mkdtemp makes it private; the result should be an ordinary directory.
         yield staged
-        if path.exists():
-            # A rename cannot replace a directory that has contents: the old one steps aside first.
-            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-            path.rename(aside / path.name)
-            try:
-                staged.rename(path)
-            except BaseException:
-                (aside / path.name).rename(path)
-                raise
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-        else:
-            staged.rename(path)
+        _take_place(staged, path)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def resumable_directory(path: Path, work: Mapping[str, Any], *, replace: bool = False) -> Iterator[Path]:
+    """Do as ``whole_directory``, but keep what there is when the block is interrupted, for the next to go on with.
+
+    The sibling to fill has a fixed name. It is kept by Ctrl-C, SIGKILL and failures of the system (a full disk), and
+    removed by other exceptions; it is emptied before the block when it was begun for other ``work``.
+
+    Args:
+        path: the directory to make; missing parents are made, too.
+        work: what decides the contents, as JSON can hold it.
+        replace: whether an existing ``path`` is replaced; otherwise it is refused before anything is written.
+
+    Raises:
+        ValueError: if ``path`` exists and is not to be replaced, or another process is at it.
+    """
+    path = path.absolute()
+    if path.exists() and not replace:
+        raise ValueError(f"{path} exists; remove it or choose another destination")
+    staged = partial_of(path)
+    staged.mkdir(parents=True, exist_ok=True)
+    marker, lock = staged / ".work.json", filelock.FileLock(staged / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise ValueError(f"another process is writing {path}; wait for it, or choose another destination") from None
+    try:
+        if not marker.is_file() or _read_or_none(marker) != work:
+            _empty(staged, keep={".lock"})
+            write_json(marker, work)
+        yield staged
+        _take_place(staged, path)
+        for done in (marker, staged / ".lock"):
+            (path / done.name).unlink(missing_ok=True)
+    except (KeyboardInterrupt, OSError):
+        raise
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    finally:
+        lock.release()
+
+
+def partial_of(path: Path) -> Path:
+    """Return where ``resumable_directory`` collects what will be ``path``."""
+    return path.absolute().with_name(f".{path.absolute().name}.partial")
 
 
 @contextlib.contextmanager
@@ -115,6 +152,36 @@ def first_line(error: BaseException, limit: int = 160) -> str:
     """Return the first line of an error's message, shortened; for quoting a library's error in one of ours."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":. ")
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _take_place(staged: Path, path: Path) -> None:
+    """Rename ``staged`` to ``path``, replacing what is there."""
+    if not path.exists():
+        staged.rename(path)
+        return
+    # A rename cannot replace a directory that has contents: the old one steps aside first.
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+    path.rename(aside / path.name)
+    try:
+        staged.rename(path)
+    except BaseException:
+        (aside / path.name).rename(path)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _empty(directory: Path, keep: Container[str]) -> None:
+    for item in directory.iterdir():
+        if item.name not in keep:
+            shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+
+
+def _read_or_none(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(path, "")
+    except ValueError:
+        return None
 
 
 def _umask() -> int:

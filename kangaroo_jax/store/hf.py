@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store.files import first_line, read_json, whole_file, write_json
-from kangaroo_jax.store.mapping import Params, from_flax, to_flax
+from kangaroo_jax.store.mapping import Leaf, Params, from_flax, leaves, unflatten
 from kangaroo_jax.store.torch_file import TorchFile
 from kangaroo_jax.store.torch_zip import shown
 
@@ -48,8 +48,17 @@ class StoredTensor:
     reader: Any
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """Read the elements from disk."""
-        values = self.reader.get_tensor(self.name)
+        """Read the elements from disk.
+
+        Raises:
+            ValueError: if the file has become unreadable.
+        """
+        try:
+            values = self.reader.get_tensor(self.name)
+        except (SafetensorError, OSError) as error:  # Of .bin files it is a ValueError already.
+            raise ValueError(
+                f"{self.file}: reading {self.name} failed ({first_line(error)}); download it again"
+            ) from error
         return values if dtype is None else values.astype(dtype)
 
 
@@ -91,19 +100,15 @@ def read_config(directory: Path) -> LlamaConfig:
         raise ValueError(f"{directory}: {error}") from error
 
 
-def read_hf(
-    directory: Path, dtype: Any = None, progress: Callable[[Sequence[Any]], Iterable[Any]] = iter
-) -> tuple[LlamaConfig, Params]:
-    """Read a checkpoint of a supported family.
+def open_hf(directory: Path, dtype: Any = None) -> tuple[LlamaConfig, list[Leaf]]:
+    """Open a checkpoint of a supported family: all is checked, and no element is read.
 
     Args:
         directory: holds ``config.json`` and the weights.
         dtype: of the params; None keeps the checkpoint's.
-        progress: wraps the sequence of tensors while it is read, as ``tqdm`` does.
 
     Returns:
-        The config, and params of NumPy arrays (ml_dtypes for bfloat16). Tensors are read one at a time: the peak is
-        the model and one tensor.
+        The config, and the leaves of the params; each is read from disk by its ``read``.
 
     Raises:
         ValueError: if files are absent or damaged, or the tensors do not fit the config (see ``mapping``).
@@ -111,10 +116,32 @@ def read_hf(
     directory, dtype = Path(directory), as_dtype(dtype)
     config = read_config(directory)
     tensors = [tensor for file in weight_files(directory) for tensor in stored_tensors(file)]
-    try:
-        return config, to_flax(config, [(tensor.name, tensor) for tensor in tensors], dtype, progress=progress)
-    except (SafetensorError, OSError) as error:  # Of .bin files it is a ValueError already.
-        raise ValueError(f"{directory}: reading the weights failed ({first_line(error)}); download it again") from error
+    return config, leaves(config, [(tensor.name, tensor) for tensor in tensors], dtype)
+
+
+def read_hf(
+    directory: Path,
+    dtype: Any = None,
+    progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+    place: Callable[[str, np.ndarray], Any] = lambda path, values: values,
+) -> tuple[LlamaConfig, Params]:
+    """Read a checkpoint of a supported family.
+
+    Args:
+        directory: holds ``config.json`` and the weights.
+        dtype: of the params; None keeps the checkpoint's.
+        progress: wraps the sequence of leaves while it is read, as ``tqdm`` does.
+        place: takes a leaf's path and elements and returns what is kept of it, such as an array on a device.
+
+    Returns:
+        The config, and params of NumPy arrays (ml_dtypes for bfloat16), or of what ``place`` made of them. One leaf
+        and one tensor are held beside them.
+
+    Raises:
+        ValueError: if files are absent or damaged, or the tensors do not fit the config (see ``mapping``).
+    """
+    config, found = open_hf(directory, dtype)
+    return config, unflatten({leaf.path: place(leaf.path, leaf.read()) for leaf in progress(found)})
 
 
 def write_hf(directory: Path, config: LlamaConfig, params: Params, dtype: Any = None) -> None:

@@ -8,6 +8,7 @@ in the table: the model's own abstract params have them, and a row whose leaf th
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -109,6 +110,40 @@ class Entry:
     leaf_shape: Shape
 
 
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A leaf of the params that is still on disk.
+
+    Attributes:
+        path: its place in the params.
+        shape: its extents.
+        dtype: what it is read as.
+        parts: the tensors it is made of, one or the column blocks of a fused leaf.
+    """
+
+    path: str
+    shape: Shape
+    dtype: np.dtype
+    parts: tuple[tuple[Entry, Tensor], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> np.ndarray:
+        """Return the elements; one tensor at a time is held beside them."""
+        values = np.empty(self.shape, self.dtype)
+        for entry, tensor in self.parts:
+            block, stored = values[..., entry.columns], np.asarray(tensor)
+            if not entry.transpose:
+                block[...] = stored
+                continue
+            for row in range(0, len(stored), _ROWS):  # In caches' reach: five times as fast as all at once.
+                block[:, row : row + _ROWS] = stored[row : row + _ROWS].T
+        return values
+
+
 def _attention(name: str, path: str) -> tuple[Rule, ...]:
     fused = f"{path}self_attn/qkv_proj/"
     return (
@@ -126,6 +161,7 @@ def _attention(name: str, path: str) -> tuple[Rule, ...]:
 _INV_FREQ = re.compile(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 _TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _FIX = "are config.json and weights those of one complete checkpoint?"
+_ROWS = 16
 _MLP = "model.layers.{i}.mlp."
 
 TARGET = Table(
@@ -172,18 +208,18 @@ def entries(config: LlamaConfig, table: Table = TARGET) -> dict[str, Entry]:
 
     Rows whose leaf the model does not have (``lm_head`` of tied embeddings, biases of Llama) are left out.
     """
-    leaves = {path: tuple(leaf.shape) for path, leaf in flatten(table.abstract(config)).items()}
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(table.abstract(config)).items()}
     blocks = column_blocks(config)
     expanded = {}
     for rule in table.rules:
         for i in range(config.num_hidden_layers) if "{i}" in rule.name else (0,):
             name, path = rule.name.replace("{i}", str(i)), rule.path.replace("{i}", str(i))
-            if (leaf := leaves.get(path)) is None:
+            if (leaf := shapes.get(path)) is None:
                 continue
             columns = blocks[rule.part] if rule.part else slice(0, leaf[-1])
             shape = (*leaf[:-1], columns.stop - columns.start)
             expanded[name] = Entry(name, path, rule.transpose, columns, shape[::-1] if rule.transpose else shape, leaf)
-    assert {entry.path for entry in expanded.values()} == set(leaves), "the table does not cover the params"
+    assert {entry.path for entry in expanded.values()} == set(shapes), "the table does not cover the params"
     return expanded
 
 
@@ -227,6 +263,28 @@ def check_tied_head(config: LlamaConfig, tensors: Tensors) -> None:
         raise ExtraTensors("tensors have no place in this model", _FIX, [_HEAD])
 
 
+def leaves(config: LlamaConfig, tensors: Tensors, dtype: Any = None, table: Table = TARGET) -> list[Leaf]:
+    """Return the leaves of the params, in the order of the tensors, once all are known to fit.
+
+    Args:
+        config: the model the tensors belong to.
+        tensors: names and tensors; pairs may repeat a name, which is an error that is found.
+        dtype: of the leaves; None keeps the tensors' own, or float32 where they differ among each other.
+        table: ``TARGET`` or ``ADAPTER``.
+
+    Raises:
+        MissingTensors, ExtraTensors, DuplicateTensors, MisshapenTensors: ValueErrors that name the tensors.
+    """
+    pairs = _pairs(tensors)
+    found = matched(config, pairs, table)
+    check_tied_head(config, pairs)
+    kind = common_dtype(tensor.dtype for _, tensor in found) if dtype is None else np.dtype(dtype)
+    parts: dict[str, list[tuple[Entry, Tensor]]] = {}
+    for entry, tensor in found:
+        parts.setdefault(entry.path, []).append((entry, tensor))
+    return [Leaf(path, several[0][0].leaf_shape, kind, tuple(several)) for path, several in parts.items()]
+
+
 def to_flax(
     config: LlamaConfig,
     tensors: Tensors,
@@ -241,22 +299,12 @@ def to_flax(
         tensors: names and tensors; pairs may repeat a name, which is an error that is found.
         dtype: of the result; None keeps the tensors' own, or float32 where they differ among each other.
         table: ``TARGET`` or ``ADAPTER``.
-        progress: wraps the sequence of tensors while it is read, as ``tqdm`` does.
+        progress: wraps the sequence of leaves while it is read, as ``tqdm`` does.
 
     Raises:
         MissingTensors, ExtraTensors, DuplicateTensors, MisshapenTensors: ValueErrors that name the tensors.
     """
-    pairs = _pairs(tensors)
-    found = matched(config, pairs, table)
-    check_tied_head(config, pairs)
-    dtype = common_dtype([tensor.dtype for _, tensor in found]) if dtype is None else np.dtype(dtype)
-    leaves: dict[str, np.ndarray] = {}
-    for entry, tensor in progress(found):
-        if entry.path not in leaves:
-            leaves[entry.path] = np.empty(entry.leaf_shape, dtype)
-        values = np.asarray(tensor)
-        leaves[entry.path][..., entry.columns] = values.T if entry.transpose else values
-    return unflatten(leaves)
+    return unflatten({leaf.path: leaf.read() for leaf in progress(leaves(config, tensors, dtype, table))})
 
 
 def from_flax(config: LlamaConfig, params: Params, table: Table = TARGET) -> Iterator[tuple[str, np.ndarray]]:
@@ -265,15 +313,15 @@ def from_flax(config: LlamaConfig, params: Params, table: Table = TARGET) -> Ite
     Raises:
         MissingTensors, ExtraTensors, MisshapenTensors: ValueErrors that name the leaves of the params.
     """
-    leaves = flatten(params)
+    found = flatten(params)
     expanded = entries(config, table)
     check_shapes(
         {entry.path: entry.leaf_shape for entry in expanded.values()},
-        [(path, tuple(leaf.shape)) for path, leaf in leaves.items()],
+        [(path, tuple(leaf.shape)) for path, leaf in found.items()],
         fix="are these the params of this config?",
     )
     for name, entry in expanded.items():
-        block = np.asarray(leaves[entry.path])[..., entry.columns]
+        block = np.asarray(found[entry.path])[..., entry.columns]
         yield name, np.ascontiguousarray(block.T if entry.transpose else block)
 
 

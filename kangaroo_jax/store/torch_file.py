@@ -6,11 +6,12 @@ storage. ``torch_zip`` finds the entries, ``torch_pickle`` reads the description
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -64,7 +65,22 @@ class TorchFile:
         return np.ndarray(layout.shape, layout.dtype, storage, layout.offset * width, strides)
 
 
-def write_torch(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+class Writable(Protocol):
+    """What ``write_torch`` needs of a tensor; ``np.asarray`` may be what makes its elements, one tensor at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extents."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Element type."""
+
+    def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> np.ndarray:
+        """Return the elements."""
+
+
+def write_torch(file: Path, tensors: Mapping[str, Writable]) -> None:
     """Write named tensors as ``torch.save`` would, readable by ``torch.load(file, weights_only=True)``.
 
     The file appears whole or not at all. So one may be replaced by what was read from it, whose pages stay mapped.
@@ -128,7 +144,7 @@ def _write_entry(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) 
         target.write(data)
 
 
-def _pickle(tensors: Mapping[str, np.ndarray]) -> bytes:
+def _pickle(tensors: Mapping[str, Writable]) -> bytes:
     """Return the pickle (protocol 2) of a dict of tensors, each with a storage of its own."""
 
     def text(value: str) -> bytes:
@@ -143,9 +159,9 @@ def _pickle(tensors: Mapping[str, np.ndarray]) -> bytes:
 
     parts = [b"\x80\x02}("]
     for index, (name, values) in enumerate(tensors.items()):
-        strides = tuple(int(np.prod(values.shape[axis + 1 :], dtype=object)) for axis in range(values.ndim))
+        strides = tuple(int(np.prod(values.shape[axis + 1 :], dtype=object)) for axis in range(len(values.shape)))
         storage = f"c{STORAGE_NAMES[values.dtype].replace(' ', chr(10))}\n".encode()
         parts += [text(name), b"ctorch._utils\n_rebuild_tensor_v2\n("]
-        parts += [b"(", text("storage"), storage, text(str(index)), text("cpu"), number(values.size), b"tQ"]
+        parts += [b"(", text("storage"), storage, text(str(index)), text("cpu"), number(math.prod(values.shape)), b"tQ"]
         parts += [number(0), numbers(values.shape), numbers(strides), b"\x89ccollections\nOrderedDict\n)RtR"]
     return b"".join([*parts, b"u."])

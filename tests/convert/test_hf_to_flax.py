@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import huggingface_hub
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint.experimental import v1
 
 from convert import hf_to_flax
 from kangaroo_jax.model import KangarooConfig, init_adapter
-from kangaroo_jax.store import home, load_adapter, load_target, read_config, read_hf, save_adapter
+from kangaroo_jax.store import checkpoint, home, load_adapter, load_target, read_config, read_hf, save_adapter
+from kangaroo_jax.store.files import resumable_directory
+from kangaroo_jax.store.mapping import flatten
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "llama"
+LEAVES = 3 + 3 * 6  # Of the source below.
 
 
 @pytest.fixture(autouse=True)
@@ -43,11 +52,26 @@ def source(tmp_path):
     return directory
 
 
+@pytest.fixture
+def written(monkeypatch):
+    """Paths of the leaves that are written, one at a time, in order."""
+    paths = []
+    save = v1.partial.save
+
+    def recorded(path, state):
+        paths.extend(flatten(state))
+        save(path, state)
+
+    monkeypatch.setattr(checkpoint, "BATCH_BYTES", 1)
+    monkeypatch.setattr(v1.partial, "save", recorded)
+    return paths
+
+
 def failed(capsys, *argv):
     """Run the command, which must fail with one line; return it."""
     assert hf_to_flax.main(list(map(str, argv))) == 2
     captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if "tensor" not in line or line.startswith("hf_to_flax")]
+    lines = [line for line in captured.err.splitlines() if "converting" not in line or line.startswith("hf_to_flax")]
     assert captured.out == "" and len(lines) == 1 and lines[0].startswith("hf_to_flax: "), captured
     return lines[0]
 
@@ -89,7 +113,7 @@ def test_what_is_written_and_said(source, home_folder, capsys):
         "destination": str(out),
     }
     assert 'python -m kangaroo_jax --model tiny "' in captured.out
-    assert "30/30" in captured.err
+    assert f"{4 * count // 1000}" in captured.err and "100%" in captured.err
 
 
 def test_the_next_step_of_a_model_without_an_adapter_is_plain(source, home_folder, tmp_path, capsys):
@@ -128,24 +152,85 @@ def test_force_does_not_cost_anything_else(source, tmp_path, capsys):
     read_hf(source)
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (OSError("No space left on device"), 2)])
 @pytest.mark.parametrize("old", [False, True], ids=["new", "replacing"])
-def test_a_failure_in_the_middle_leaves_things_as_they_were(source, tmp_path, monkeypatch, capsys, error, status, old):
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (OSError("No space left on device"), 2)])
+def test_what_is_interrupted_goes_on_where_it_stopped(
+    source, tmp_path, monkeypatch, capsys, written, error, status, old
+):
     out = tmp_path / "there" / "out"
     argv = [str(source), "--out", str(out), "--force"]
     if old:
         assert hf_to_flax.main(argv) == 0
         before = tree_of(out)
+        written.clear()
 
-    def fail(*args):
+    def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(hf_to_flax.shutil, "copytree", fail)
-    assert hf_to_flax.main(argv) == status
-    assert tree_of(tmp_path / "there") == (["out"] if old else [])
+    with monkeypatch.context() as patched:
+        patched.setattr(hf_to_flax.shutil, "copytree", fail)
+        assert hf_to_flax.main(argv) == status
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("hf_to_flax: ") and "the same command goes on" in message.lower()
+    assert tree_of(tmp_path / "there") == [".out.partial", *(["out"] if old else [])]
     if old:
         assert tree_of(out) == before
-    assert "Traceback" not in capsys.readouterr().err
+    assert hf_to_flax.main(argv) == 0
+    assert tree_of(tmp_path / "there") == ["out"] and (not old or tree_of(out) == before)
+    assert len(written) == len(set(written)) == LEAVES
+
+
+def test_killed_it_goes_on_with_what_is_finished(source, tmp_path, written, capsys):
+    """Killed twice; leaves that the journal names are not written again."""
+    out = tmp_path / "out"
+    script = (
+        "import sys; from kangaroo_jax.store import checkpoint; checkpoint.BATCH_BYTES = 1\n"
+        "from convert import hf_to_flax; sys.exit(hf_to_flax.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, str(source), "--out", str(out)]
+    journal = tmp_path / ".out.partial" / "parts" / "saved.jsonl"
+    for lines in (3, 9):
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and not (journal.is_file() and len(journal.read_text().splitlines()) >= lines):
+                time.sleep(0.002)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL and tree_of(tmp_path) == [".out.partial", "source"]
+    finished = {leaf for line in journal.read_text().splitlines() for leaf in json.loads(line)["leaves"]}
+    assert 9 <= len(finished) < LEAVES
+    assert hf_to_flax.main(command[3:]) == 0
+    assert not finished & set(written) and len(finished) + len(written) == LEAVES
+    assert tree_of(tmp_path) == ["out", "source"]
+    params = read_hf(source)[1]
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(load_target(out, "bfloat16")[1]), params)
+
+
+def test_another_source_begins_anew(source, tmp_path, monkeypatch, capsys, written):
+    argv = [str(source), "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patched:
+        patched.setattr(hf_to_flax, "_write_params", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert hf_to_flax.main(argv) == 130
+    stray = tmp_path / ".out.partial" / "params"
+    stray.mkdir()
+    weights = source / "model.safetensors"
+    os.utime(weights, ns=(1, 1))
+    assert hf_to_flax.main(argv) == 0
+    assert len(written) == LEAVES
+    params = read_hf(source)[1]
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(load_target(tmp_path / "out", "bfloat16")[1]), params)
+
+
+def test_two_at_once(source, tmp_path, capsys):
+    with resumable_directory(tmp_path / "out", {}) as staged:
+        (staged / "theirs").write_text("theirs")
+        assert "another process is writing" in failed(capsys, source, "--out", tmp_path / "out")
+    assert tree_of(tmp_path / "out") == ["theirs"]
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(hf_to_flax.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
+    line = failed(capsys, source, "--out", tmp_path / "out")
+    assert "has 0.0 GB free and the converted model takes 0.0 GB; make room" in line
+    assert tree_of(tmp_path) == ["source"]
 
 
 def test_unusable_sources(source, tmp_path, capsys):

@@ -12,9 +12,20 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint.experimental import v1
 
 from kangaroo_jax.model import LlamaConfig, init_params
-from kangaroo_jax.store import ExtraTensors, MisshapenTensors, MissingTensors, restore_params, save_params
+from kangaroo_jax.store import (
+    ExtraTensors,
+    MisshapenTensors,
+    MissingTensors,
+    checkpoint,
+    restore_params,
+    save_params,
+)
+from kangaroo_jax.store.checkpoint import ParamsWriter
+from kangaroo_jax.store.mapping import flatten
 
 CONFIG = LlamaConfig(31, 22, 29, 3, 6, 3, 4)
 
@@ -55,21 +66,21 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, params, monkeypatch):
     def fail(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ocp.StandardCheckpointer, "save", fail)
+    monkeypatch.setattr(v1.partial, "save", fail)
     with pytest.raises(KeyboardInterrupt):
         save_params(tmp_path / "params", params)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_while_orbax_writes_leaves_nothing_and_says_nothing(tmp_path, params, monkeypatch, capfd):
-    save = ocp.StandardCheckpointer.save
+    save = v1.partial.save
 
-    def pressed_twice(self, *args, **kwargs):
+    def pressed_twice(*args, **kwargs):
         signal.raise_signal(signal.SIGINT)
-        save(self, *args, **kwargs)
+        save(*args, **kwargs)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(ocp.StandardCheckpointer, "save", pressed_twice)
+    monkeypatch.setattr(v1.partial, "save", pressed_twice)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         save_params(tmp_path / "params", params)
@@ -122,3 +133,75 @@ def test_an_absent_checkpoint_is_refused(tmp_path):
 def test_the_checkpoint_of_another_config_is_refused(saved, changes, error):
     with pytest.raises(error, match=r"belongs to another config\.json; convert the model again"):
         restore_params(saved, dataclasses.replace(CONFIG, **changes))
+
+
+def test_orbax_reads_it_without_this_package(saved, params):
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(saved)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), params)
+
+
+def test_some_pieces_are_read_alone(saved, params):
+    restored = restore_params(saved, CONFIG, only=["layers_1", "norm"])
+    assert sorted(restored) == ["layers_1", "norm"]
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), {name: params[name] for name in restored})
+
+
+def test_leaves_go_where_they_are_told(saved):
+    mesh = jax.make_mesh((1,), ("model",))
+    columns, whole = NamedSharding(mesh, PartitionSpec(None, "model")), NamedSharding(mesh, PartitionSpec())
+    restored = flatten(restore_params(saved, CONFIG, sharding=lambda path, leaf: columns if leaf.ndim == 2 else whole))
+    assert {leaf.sharding for leaf in restored.values()} == {columns, whole}
+    assert all((leaf.sharding == columns) == (leaf.ndim == 2) for leaf in restored.values())
+    assert {leaf.sharding for leaf in jax.tree.leaves(restore_params(saved, CONFIG, sharding=whole))} == {whole}
+
+
+@pytest.fixture
+def one_by_one(monkeypatch):
+    """Write every leaf at once; return what was handed to Orbax, in order."""
+    written = []
+    save = v1.partial.save
+
+    def recorded(path, state):
+        written.extend(flatten(state))
+        save(path, state)
+
+    monkeypatch.setattr(checkpoint, "BATCH_BYTES", 1)
+    monkeypatch.setattr(v1.partial, "save", recorded)
+    return written
+
+
+def test_a_second_writer_goes_on_with_the_first_ones_leaves(tmp_path, params, one_by_one):
+    leaves = flatten(params)
+    first = ParamsWriter(tmp_path / "parts")
+    for path in [*leaves][:5]:
+        first.add(path, leaves[path])
+    half = tmp_path / "parts" / "params.partial_save.pending_7_half"  # What a killed writer was at.
+    half.mkdir()
+    journal = tmp_path / "parts" / "saved.jsonl"
+    journal.write_text(journal.read_text() + '{"leaves": ["nor')
+    second = ParamsWriter(tmp_path / "parts")
+    assert second.saved == set([*leaves][:5]) and not half.exists()
+    for path, leaf in leaves.items():
+        if path not in second.saved:
+            second.add(path, leaf)
+    second.finish(tmp_path / "params")
+    assert sorted(one_by_one) == sorted(leaves)
+    assert [item.name for item in tmp_path.iterdir()] == ["params"]
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(restore_params(tmp_path / "params", CONFIG)), params)
+
+
+@pytest.mark.parametrize("damage", ["stopped while finishing", "a part is gone"])
+def test_a_writer_begins_anew_where_the_parts_are_not_whole(tmp_path, params, one_by_one, monkeypatch, damage):
+    leaves = flatten(params)
+    first = ParamsWriter(tmp_path / "parts")
+    for path in [*leaves][:3]:
+        first.add(path, leaves[path])
+    if damage == "a part is gone":
+        shutil.rmtree(next((tmp_path / "parts").glob("params*")))
+    else:
+        with monkeypatch.context() as patched, pytest.raises(OSError, match="cut"):
+            patched.setattr(v1.partial, "finalize", lambda path: (_ for _ in ()).throw(OSError("cut")))
+            first.finish(tmp_path / "params")
+    second = ParamsWriter(tmp_path / "parts")
+    assert second.saved == set() and [*(tmp_path / "parts").glob("params*")] == []

@@ -51,10 +51,10 @@ def test_tensors_and_dtype_are_those_of_the_files(case, dtype):
         np.testing.assert_array_equal(written[name], values)
 
 
-def test_progress_sees_every_tensor():
+def test_progress_sees_every_leaf():
     seen = []
-    read_hf(FIXTURES / "tied", progress=lambda tensors: (seen.append(len(tensors)), tensors)[1])
-    assert seen == [2 + 3 * 9]
+    read_hf(FIXTURES / "tied", progress=lambda leaves: (seen.append(len(leaves)), leaves)[1])
+    assert seen == [2 + 3 * 6]
 
 
 @pytest.mark.parametrize("case", ["mha", "llama3", "tied", "sharded", "wide-heads"])

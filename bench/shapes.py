@@ -1,0 +1,123 @@
+"""Write a checkpoint of a published model's shape with random weights, for measuring conversion, memory and speed.
+
+    python -m bench.shapes vicuna-7b --out DIR
+
+The files are those the models are published as: ``config.json`` and fp16 ``pytorch_model-*-of-*.bin`` shards. Speed and
+memory depend on shapes alone, as long as no weight is zero; the text such a model writes is noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from kangaroo_jax.model import LlamaConfig
+from kangaroo_jax.store.files import check_vacant, whole_directory, write_json
+from kangaroo_jax.store.hf import TORCH_INDEX, TORCH_SINGLE
+from kangaroo_jax.store.mapping import entries
+from kangaroo_jax.store.torch_file import write_torch
+
+SHAPES = {
+    "vicuna-7b": LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128),
+    "vicuna-13b": LlamaConfig(32000, 5120, 13824, 40, 40, 40, 128),
+    "vicuna-33b": LlamaConfig(32000, 6656, 17920, 60, 52, 52, 128),
+    "llama3-8b": LlamaConfig(
+        128256, 4096, 14336, 32, 32, 8, 128, rope_theta=500000.0, max_position_embeddings=8192, rms_norm_eps=1e-5
+    ),
+    "tinyllama": LlamaConfig(32000, 2048, 5632, 22, 32, 4, 64, rms_norm_eps=1e-5),
+}
+_DEVIATION = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomTensor:
+    """A tensor that exists only while it is written: normal(0.02) matrices, norms near one."""
+
+    shape: tuple[int, ...]
+    seed: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Element type."""
+        return np.dtype(np.float16)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Draw the elements, a row at a time."""
+        generator = np.random.default_rng(self.seed)
+        values = np.empty(self.shape, self.dtype)
+        for row in values.reshape(-1, self.shape[-1]):
+            row[:] = generator.standard_normal(self.shape[-1], np.float32) * _DEVIATION + (len(self.shape) == 1)
+        return values
+
+
+def write_random(directory: Path, config: LlamaConfig, seed: int = 0, shard_bytes: int = 10 * 10**9) -> None:
+    """Write a random fp16 checkpoint in torch's format, one tensor in memory at a time.
+
+    Args:
+        directory: the destination; appears when all is written.
+        config: the shape.
+        seed: of the values; each tensor has its own stream.
+        shard_bytes: a file holds at most this much, unless a single tensor is larger.
+
+    Raises:
+        ValueError: if ``directory`` exists.
+    """
+    tensors = {
+        name: RandomTensor(entry.shape, (seed, number)) for number, (name, entry) in enumerate(entries(config).items())
+    }
+    shards = list(_shards(tensors, shard_bytes))
+    names = [TORCH_SINGLE]
+    if len(shards) > 1:
+        names = [f"pytorch_model-{number + 1:05d}-of-{len(shards):05d}.bin" for number in range(len(shards))]
+    with whole_directory(directory) as staged:
+        for name, shard in zip(tqdm(names, desc=f"writing {directory.name}", unit="file"), shards, strict=True):
+            write_torch(staged / name, shard)
+        if len(shards) > 1:
+            weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+            total = sum(tensor.nbytes for tensor in tensors.values())
+            write_json(staged / TORCH_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(staged / "config.json", config.to_hf() | {"torch_dtype": "float16"})
+
+
+def _shards(tensors: dict[str, RandomTensor], limit: int) -> Iterator[dict[str, RandomTensor]]:
+    shard: dict[str, RandomTensor] = {}
+    for name, tensor in tensors.items():
+        if shard and sum(other.nbytes for other in shard.values()) + tensor.nbytes > limit:
+            yield shard
+            shard = {}
+        shard[name] = tensor
+    yield shard
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the checkpoint and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.shapes", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("shape", choices=tuple(SHAPES), help="whose shape")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write; it must not exist")
+    parser.add_argument("--shard-gb", type=float, default=10.0, help="largest file in GB (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the values (default: %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        check_vacant(args.out)
+        write_random(args.out, SHAPES[args.shape], args.seed, int(args.shard_gb * 10**9))
+    except (ValueError, OSError) as error:
+        print(f"shapes: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
