@@ -20,7 +20,7 @@ import jax
 from convert.sources import locate
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
 from kangaroo_jax.store import find_adapter, from_flax, load_adapter, read_config, resolve, save_adapter, to_flax
-from kangaroo_jax.store.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from kangaroo_jax.store.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from kangaroo_jax.store.files import check_vacant, whole_directory, write_json
 from kangaroo_jax.store.hf import SINGLE, TORCH_SINGLE, stored_tensors, weight_files, write_safetensors
 from kangaroo_jax.store.mapping import ADAPTER, common_dtype

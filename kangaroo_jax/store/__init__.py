@@ -9,15 +9,8 @@ from typing import Any
 import jax
 
 from kangaroo_jax.model import LlamaConfig
-from kangaroo_jax.store.checkpoint import (
-    default_dtype,
-    find_adapter,
-    fingerprint,
-    load_adapter,
-    restore_params,
-    save_adapter,
-    save_params,
-)
+from kangaroo_jax.store.adapters import find_adapter, fingerprint, load_adapter, save_adapter
+from kangaroo_jax.store.checkpoint import default_dtype, restore_params, save_params
 from kangaroo_jax.store.hf import DTYPES, as_dtype, read_config, read_hf, write_hf
 from kangaroo_jax.store.mapping import (
     DuplicateTensors,

@@ -1,0 +1,134 @@
+"""Adapters: written whole, read back bit-equal, refused in one line when damaged or another target's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from kangaroo_jax.model import KangarooConfig, LlamaConfig, RopeScaling, init_adapter
+from kangaroo_jax.store import find_adapter, fingerprint, load_adapter, save_adapter
+
+CONFIG = LlamaConfig(31, 22, 29, 3, 6, 3, 4)
+DRAFT = KangarooConfig(exit_layer=2, gamma=5, eta=0.4)
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """An adapter directory and the params in it."""
+    params = jax.device_get(init_adapter(CONFIG, jax.random.key(1)))
+    save_adapter(tmp_path / "adapter", CONFIG, DRAFT, params, {"steps": 7})
+    return tmp_path / "adapter", params
+
+
+def refused(call, match):
+    """The call fails with a one-line ValueError."""
+    with pytest.raises(ValueError, match=match) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_comes_back(adapter):
+    directory, params = adapter
+    draft, loaded = load_adapter(directory, CONFIG, "float32")
+    assert draft == DRAFT
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded), params)
+    fields = json.loads((directory / "adapter_config.json").read_text())
+    assert fields == {
+        "exit_layer": 2,
+        "gamma": 5,
+        "eta": 0.4,
+        "hidden_size": 22,
+        "target": fingerprint(CONFIG),
+        "training": {"steps": 7},
+    }
+    tensors = load_file(directory / "adapter.safetensors")
+    assert tensors["layers.0.self_attn.k_proj.weight"].shape == (12, 22)
+    assert set(tensors) == {
+        "norm.weight",
+        "layers.0.input_layernorm.weight",
+        *(f"layers.0.self_attn.{part}_proj.weight" for part in "qkvo"),
+    }
+
+
+def test_saving_an_adapter_replaces_the_old_one_only(adapter, tmp_path):
+    directory, params = adapter
+    save_adapter(directory, CONFIG, KangarooConfig(1), params, {})
+    assert load_adapter(directory, CONFIG)[0].exit_layer == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
+    refused(lambda: save_adapter(tmp_path / "thesis", CONFIG, DRAFT, params, {}), "thesis exists and is not an adapter")
+    assert (tmp_path / "thesis" / "chapter1.txt").is_file()
+
+
+def test_an_adapter_that_cannot_be_written_leaves_the_old_one(adapter, tmp_path):
+    directory, params = adapter
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save_adapter(directory, CONFIG, KangarooConfig(1), params, {"when": object()})
+    assert load_adapter(directory, CONFIG)[0] == DRAFT
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_an_adapter_of_another_target_is_refused(adapter):
+    directory, _ = adapter
+    wider = dataclasses.replace(CONFIG, hidden_size=26)
+    refused(lambda: load_adapter(directory, wider), "hidden_size 22, the model has 26; use the adapter trained for")
+    shallow = dataclasses.replace(CONFIG, num_hidden_layers=2)
+    refused(lambda: load_adapter(directory, shallow), "exit_layer is 2; a model of 2 layers needs 1 to 1")
+    other = dataclasses.replace(CONFIG, rope_theta=5e5)
+    refused(lambda: load_adapter(directory, other), "for target llama-.*, the model is llama-.*; use the adapter")
+
+
+def test_a_damaged_adapter_is_refused(adapter, tmp_path):
+    directory, _ = adapter
+    config, weights = directory / "adapter_config.json", directory / "adapter.safetensors"
+    text, data = config.read_text(), weights.read_bytes()
+    weights.write_bytes(data[:-3])
+    refused(lambda: load_adapter(directory, CONFIG), "adapter.safetensors is not a complete safetensors file")
+    weights.unlink()
+    refused(lambda: load_adapter(directory, CONFIG), "adapter.safetensors is not a complete safetensors file")
+    weights.write_bytes(data)
+    for name, value in (("exit_layer", None), ("gamma", 2.5), ("eta", "0.6"), ("hidden_size", True)):
+        config.write_text(json.dumps(json.loads(text) | {name: value}))
+        refused(lambda name=name: load_adapter(directory, CONFIG), f"has no usable {name}; train or download")
+    for name, value in (("exit_layer", 0), ("gamma", 0), ("eta", -0.1)):
+        config.write_text(json.dumps(json.loads(text) | {name: value}))
+        refused(lambda name=name: load_adapter(directory, CONFIG), f"{name} is {value}")
+    config.write_text("{")
+    refused(lambda: load_adapter(directory, CONFIG), "adapter_config.json is not JSON")
+    refused(lambda: load_adapter(tmp_path, CONFIG), "has no adapter_config.json; give an adapter directory")
+
+
+def test_fingerprints_tell_targets_apart():
+    same = [
+        dataclasses.replace(CONFIG, rope_theta=10000),
+        dataclasses.replace(CONFIG, eos_token_id=(5, 6), bos_token_id=None, max_position_embeddings=4096),
+        LlamaConfig.from_hf(CONFIG.to_hf()),
+    ]
+    assert {fingerprint(config) for config in same} == {fingerprint(CONFIG)}
+    scaling = RopeScaling("llama3", 8.0)
+    others = [
+        dataclasses.replace(CONFIG, vocab_size=37),
+        dataclasses.replace(CONFIG, hidden_size=26),
+        dataclasses.replace(CONFIG, head_dim=8),
+        dataclasses.replace(CONFIG, num_hidden_layers=4),
+        dataclasses.replace(CONFIG, num_key_value_heads=6),
+        dataclasses.replace(CONFIG, rms_norm_eps=1e-5),
+        dataclasses.replace(CONFIG, tie_word_embeddings=True),
+        dataclasses.replace(CONFIG, rope_scaling=scaling),
+        dataclasses.replace(CONFIG, rope_scaling=dataclasses.replace(scaling, factor=4.0)),
+    ]
+    assert len({fingerprint(config) for config in [CONFIG, *others]}) == len(others) + 1
+
+
+def test_the_adapter_of_a_model_is_found(adapter, tmp_path):
+    directory, _ = adapter
+    assert find_adapter(tmp_path) == directory
+    assert find_adapter(directory) is None
+    assert find_adapter(directory, str(directory)) == directory
+    refused(lambda: find_adapter(tmp_path, tmp_path / "none"), "no adapter directory .*none'; train one")
