@@ -9,7 +9,7 @@ from typing import Any
 from flax import struct
 
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
-from kangaroo_jax.store import find_adapter, load_adapter, load_target
+from kangaroo_jax.store import Placement, find_adapter, load_adapter, load_target, read_config, resolve
 from kangaroo_jax.text import Tokenizer, load_tokenizer
 
 
@@ -39,22 +39,42 @@ def check_params(params: Any) -> None:
         raise ValueError(f"params is {params!r:.60}; pass what kangaroo_jax.load returns")
 
 
-def load(name: str | Path = "joey", *, adapter: str | Path | None = None, dtype: Any = None) -> Params:
-    """Load a model and its adapter onto the default device.
+def load(
+    name: str | Path = "joey",
+    *,
+    adapter: str | Path | None = None,
+    exit_layer: int | None = None,
+    dtype: Any = None,
+    sharding: Placement = None,
+) -> Params:
+    """Load a model and its adapter straight to devices: on the way no second copy of the model is made.
 
     Args:
         name: ``"joey"`` (the embedded model), a directory written by ``convert.hf_to_flax``, a Hugging Face directory,
             or an alias such as ``"vicuna-7b"`` once it is converted.
-        adapter: an adapter directory; default: the one that lies in the model's directory, if there is one.
+        adapter: an adapter directory, of this package or of the paper's authors; default: the one that lies in the
+            model's directory, if there is one.
+        exit_layer: the layer the adapter was trained after; needed only where its directory does not say it, as the
+            authors' own do not.
         dtype: dtype of the weights and of the arithmetic; default fp32 on a CPU, bf16 elsewhere.
+        sharding: where the weights go: one ``jax.sharding.Sharding`` for all, or a function of a weight's path (such as
+            ``"layers_0/mlp/down_proj/kernel"`` or ``"adapter/norm/scale"``) and its ``jax.ShapeDtypeStruct`` that
+            returns one; default: all to the default device.
 
     Raises:
-        ValueError: if the name is unknown, a file is missing or damaged, or the adapter belongs to another model.
+        ValueError: if the name is unknown, a file is missing or damaged, or the adapter belongs to another model
+            or another exit layer.
     """
     if not isinstance(name, str | os.PathLike):
         raise ValueError(f"name is {name!r:.60}; pass a model's name or directory")
-    config, target, directory = load_target(name, dtype)
+    # The adapter goes first: what is wrong with it is said before minutes are spent on the target.
+    directory = resolve(name)
     draft, adapter_params = None, None
     if (path := find_adapter(directory, adapter)) is not None:
-        draft, adapter_params = load_adapter(path, config, target["norm"]["scale"].dtype)
+        draft, adapter_params = load_adapter(path, read_config(directory), dtype, exit_layer, sharding)
+    elif exit_layer is not None:
+        raise ValueError(
+            f"exit_layer is {exit_layer!r:.60}, but {name} has no adapter; give one: load(..., adapter=DIR)"
+        )
+    config, target, _ = load_target(name, dtype, sharding)
     return Params(target, adapter_params, config, draft, load_tokenizer(directory), str(name))

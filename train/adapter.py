@@ -127,7 +127,9 @@ def train(run: Run, args: argparse.Namespace) -> None:
     if not figures:
         remember(state.params)
     steps = int(state.step)
+    name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model  # Paths are of one machine.
     record = {
+        "model": name,
         "steps": steps,
         "tokens": steps * args.batch_size * args.length,
         **last_training_figures(run.workspace / "log.jsonl"),

@@ -38,6 +38,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="embedded name, converted directory or alias (default: %(default)s)",
     )
     add("--adapter", type=Path, metavar="DIR", help="adapter directory (default: the model's own)")
+    add("--exit-layer", type=int, metavar="N", help="layer the adapter was trained after, where it does not say it")
     add("--dtype", choices=("float32", "bfloat16"), help="of the weights (default: float32 on a CPU, else bfloat16)")
 
 
@@ -47,7 +48,7 @@ def load(args: argparse.Namespace) -> kangaroo_jax.Params:
     Raises:
         ValueError: as ``kangaroo_jax.load``.
     """
-    return kangaroo_jax.load(args.model, adapter=args.adapter, dtype=args.dtype)
+    return kangaroo_jax.load(args.model, adapter=args.adapter, exit_layer=args.exit_layer, dtype=args.dtype)
 
 
 def add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int = Options.max_new_tokens) -> None:

@@ -6,12 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store.adapters import find_adapter, fingerprint, load_adapter, save_adapter
-from kangaroo_jax.store.checkpoint import Placement, default_dtype, restore_params, save_params, sharding_of
+from kangaroo_jax.store.checkpoint import Placement, default_dtype, restore_params, save_params, to_device
 from kangaroo_jax.store.hf import DTYPES, as_dtype, open_hf, read_config, read_hf, write_hf
 from kangaroo_jax.store.mapping import (
     DuplicateTensors,
@@ -79,9 +76,5 @@ def load_target(
         config = read_config(directory)
         return config, restore_params(directory / "params", config, kind, sharding), directory
 
-    def place(path: str, values: np.ndarray) -> jax.Array:
-        # Waited for: a leaf still on its way holds its memory while the next is read.
-        return jax.block_until_ready(jax.device_put(values, sharding_of(sharding, path, values.shape, kind)))
-
-    config, params = read_hf(directory, kind, place=place)
+    config, params = read_hf(directory, kind, place=lambda path, values: to_device(path, values, sharding))
     return config, params, directory

@@ -1,24 +1,66 @@
-"""Adapters on disk: two small files, which say what they are for and how they were trained."""
+"""Adapters on disk, in two forms: this package's own, and that of the paper's authors.
+
+Ours is ``adapter_config.json`` and ``adapter.safetensors``. Theirs is the ``config.json`` of a Llama of one layer and
+``pytorch_model.bin`` or ``model.safetensors``. Exported by ``convert.adapter``, that ``config.json`` has an object
+``kangaroo``, too, with what ours says and theirs does not.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
-from kangaroo_jax.store.checkpoint import default_dtype
+from kangaroo_jax.store.checkpoint import Placement, default_dtype, to_device
 from kangaroo_jax.store.files import read_json, whole_directory, write_json
-from kangaroo_jax.store.hf import as_dtype, stored_tensors, write_safetensors
-from kangaroo_jax.store.mapping import ADAPTER, Params, flatten, from_flax, to_flax
+from kangaroo_jax.store.hf import StoredTensor, as_dtype, read_config, stored_tensors, weight_files, write_safetensors
+from kangaroo_jax.store.mapping import ADAPTER, Params, flatten, from_flax, leaves, unflatten
 from kangaroo_jax.store.names import expand
+from kangaroo_jax.store.torch_zip import shown
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter.safetensors"
+EXPORTED = "kangaroo"
+_AGAIN = "train or download the adapter again"
+_KINDS: dict[str, tuple[type, ...]] = {
+    "exit_layer": (int,),
+    "gamma": (int,),
+    "eta": (int, float),
+    "hidden_size": (int,),
+    "target": (str,),
+    "training": (dict,),
+}
+# What an adapter shares with its target; tensors of the right shape would compute something else with another value.
+_SHARED = (
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+)
+_IGNORED = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter on disk that fits its target; its tensors are read when they are used.
+
+    Attributes:
+        draft: exit layer and default gamma and eta; where the directory does not say these two, the paper's.
+        tensors: names and tensors.
+        training: what is recorded about how it was trained; ``imported_from`` alone where nothing is.
+    """
+
+    draft: KangarooConfig
+    tensors: tuple[tuple[str, StoredTensor], ...]
+    training: dict[str, Any]
 
 
 def fingerprint(config: LlamaConfig) -> str:
@@ -55,49 +97,70 @@ def save_adapter(
     tensors = dict(from_flax(config, params, ADAPTER))
     with whole_directory(directory, replace=True) as staged:
         write_safetensors(staged / ADAPTER_WEIGHTS, tensors)
-        fields = {"exit_layer": draft.exit_layer, "gamma": draft.gamma, "eta": draft.eta}
-        target = {"hidden_size": config.hidden_size, "target": fingerprint(config)}
-        write_json(staged / ADAPTER_CONFIG, fields | target | {"training": dict(training)})
+        write_json(staged / ADAPTER_CONFIG, adapter_record(config, draft, training))
 
 
-def load_adapter(directory: Path, config: LlamaConfig, dtype: Any = None) -> tuple[KangarooConfig, Params]:
-    """Read an adapter directory onto the default device.
+def adapter_record(config: LlamaConfig, draft: KangarooConfig, training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an adapter directory says beside its tensors: ``adapter_config.json``, or ``kangaroo`` in theirs."""
+    fields = {"exit_layer": draft.exit_layer, "gamma": draft.gamma, "eta": draft.eta}
+    target = {"hidden_size": config.hidden_size, "target": fingerprint(config)}
+    return fields | target | {"training": dict(training)}
+
+
+def load_adapter(
+    directory: Path,
+    config: LlamaConfig,
+    dtype: Any = None,
+    exit_layer: int | None = None,
+    sharding: Placement = None,
+) -> tuple[KangarooConfig, Params]:
+    """Read an adapter directory of either form to devices.
 
     Args:
-        directory: written by ``save_adapter``.
+        directory: as for ``read_adapter``.
         config: the target it is to draft for.
         dtype: of the params; None is ``default_dtype()``.
+        exit_layer: as for ``read_adapter``.
+        sharding: where the params go, as for ``load_target``; their paths begin with ``adapter/``.
 
     Raises:
-        ValueError: if a file is absent or damaged, or the adapter was trained for another target.
+        ValueError: as ``read_adapter``, or if the tensors are not an adapter's.
+    """
+    stored = read_adapter(directory, config, exit_layer)
+    found = leaves(config, stored.tensors, as_dtype(dtype) or default_dtype(), ADAPTER)
+    params = {leaf.path: to_device(f"adapter/{leaf.path}", leaf.read(), sharding) for leaf in found}
+    return stored.draft, unflatten(params)
+
+
+def read_adapter(directory: Path, config: LlamaConfig, exit_layer: int | None = None) -> StoredAdapter:
+    """Read what an adapter directory of either form says, and check that it is for this target.
+
+    Args:
+        directory: in the form of ``save_adapter``, or in that of the paper's authors.
+        config: the target it is to draft for.
+        exit_layer: the layer it was trained after; needed where the directory does not say it, as the authors' do not.
+
+    Raises:
+        ValueError: if a file is absent or damaged, the exit layer is not known or another one than ``exit_layer``, or
+            the adapter was trained for another target.
     """
     directory = Path(directory)
-    file = directory / ADAPTER_CONFIG
-    fields = read_json(file, "give an adapter directory, as python -m train.adapter writes it")
-    kinds: dict[str, tuple[type, ...]] = {
-        "exit_layer": (int,),
-        "gamma": (int,),
-        "eta": (int, float),
-        "hidden_size": (int,),
-        "target": (str,),
-    }
-    if wrong := [name for name, kind in kinds.items() if type(fields.get(name)) not in kind]:
-        raise ValueError(f"{file} has no usable {', '.join(wrong)}; train or download the adapter again")
-    if fields["hidden_size"] != config.hidden_size:
+    if exit_layer is not None and type(exit_layer) is not int:
+        raise ValueError(f"exit_layer is {exit_layer!r:.60}; it must be an integer")
+    if (file := directory / ADAPTER_CONFIG).is_file():
+        draft, training = _recorded(read_json(file, _AGAIN), str(file), config, exit_layer)
+        files = [directory / ADAPTER_WEIGHTS]
+    elif (directory / "config.json").is_file():
+        draft, training = _read_theirs(directory, config, exit_layer)
+        files = weight_files(directory)
+    else:
         raise ValueError(
-            f"{directory}: the adapter is for hidden_size {fields['hidden_size']}, the model has {config.hidden_size}; "
-            "use the adapter trained for this model"
+            f"{directory} has neither {ADAPTER_CONFIG} nor config.json; give an adapter directory, as "
+            "python -m train.adapter writes it"
         )
-    draft = KangarooConfig(fields["exit_layer"], fields["gamma"], float(fields["eta"]))
-    _check_draft(draft, config, str(file))
-    if fields["target"] != fingerprint(config):
-        raise ValueError(
-            f"{directory}: the adapter is for target {fields['target']}, the model is {fingerprint(config)}; "
-            "use the adapter trained for this model"
-        )
-    tensors = [(tensor.name, tensor) for tensor in stored_tensors(directory / ADAPTER_WEIGHTS)]
-    params = to_flax(config, tensors, as_dtype(dtype) or default_dtype(), ADAPTER)
-    return draft, jax.device_put(params)
+    stored = [tensor for file in files for tensor in stored_tensors(file)]
+    tensors = tuple((tensor.name, tensor) for tensor in stored if not _IGNORED.fullmatch(tensor.name))
+    return StoredAdapter(draft, tensors, training)
 
 
 def find_adapter(directory: Path, adapter: str | os.PathLike[str] | None = None) -> Path | None:
@@ -117,6 +180,57 @@ def find_adapter(directory: Path, adapter: str | os.PathLike[str] | None = None)
     if not path.is_dir():
         raise ValueError(f"no adapter directory {os.fspath(adapter)!r}; train one: python -m train.adapter")
     return path
+
+
+def _read_theirs(directory: Path, config: LlamaConfig, exit_layer: int | None) -> tuple[KangarooConfig, dict[str, Any]]:
+    """Return the draft model and training of an adapter in the authors' form."""
+    file = directory / "config.json"
+    theirs = read_config(directory)
+    if other := [name for name in _SHARED if getattr(theirs, name) != getattr(config, name)]:
+        details = ", ".join(f"{name} {getattr(theirs, name)} instead of {getattr(config, name)}" for name in other)
+        raise ValueError(f"{file} has {details}; use the adapter trained for this target")
+    fields = read_json(file, _AGAIN)
+    if EXPORTED in fields:
+        if not isinstance(fields[EXPORTED], dict):
+            raise ValueError(f"{file} has no usable {EXPORTED}; {_AGAIN}")
+        return _recorded(fields[EXPORTED], f"{file}, {EXPORTED},", config, exit_layer)
+    if exit_layer is None and theirs.num_hidden_layers > 1:
+        raise ValueError(f"{file} is of a model of {theirs.num_hidden_layers} layers; give an adapter directory")
+    if exit_layer is None:
+        raise ValueError(
+            f"{file} does not say after which layer the adapter was trained; pass exit_layer=, or --exit-layer on a "
+            "command line (of the authors' adapters: 2 for 7B, 3 for 13B)"
+        )
+    draft = KangarooConfig(exit_layer)
+    _check_draft(draft, config, str(directory))
+    return draft, {"imported_from": directory.resolve().name}
+
+
+def _recorded(
+    fields: Mapping[str, Any], where: str, config: LlamaConfig, exit_layer: int | None
+) -> tuple[KangarooConfig, dict[str, Any]]:
+    """Return the draft model and training that an ``adapter_record`` holds; ``where`` it was found is for messages."""
+    fields = {"training": {}} | dict(fields)
+    if wrong := [name for name, kinds in _KINDS.items() if type(fields.get(name)) not in kinds]:
+        raise ValueError(f"{where} has no usable {', '.join(wrong)}; {_AGAIN}")
+    if fields["hidden_size"] != config.hidden_size:
+        raise ValueError(
+            f"{where}: the adapter is for hidden_size {fields['hidden_size']}, the model has {config.hidden_size}; "
+            "use the adapter trained for this model"
+        )
+    draft = KangarooConfig(fields["exit_layer"], fields["gamma"], float(fields["eta"]))
+    if exit_layer not in (None, draft.exit_layer):
+        raise ValueError(
+            f"{where}: the adapter was trained for exit_layer {draft.exit_layer}, and exit_layer {exit_layer} is asked "
+            "for; leave that out, or give another adapter"
+        )
+    _check_draft(draft, config, where)
+    if fields["target"] != fingerprint(config):
+        raise ValueError(
+            f"{where}: the adapter is for target {shown(fields['target'])[1:-1]}, the model is {fingerprint(config)}; "
+            "use the adapter trained for this model"
+        )
+    return draft, fields["training"]
 
 
 def _check_draft(draft: KangarooConfig, config: LlamaConfig, where: str) -> None:

@@ -185,6 +185,11 @@ def sharding_of(placement: Placement, path: str, shape: tuple[int, ...], dtype: 
     return placement(path, jax.ShapeDtypeStruct(shape, dtype))
 
 
+def to_device(path: str, values: np.ndarray, placement: Placement) -> jax.Array:
+    """Return a leaf where it goes, once it is there: on its way it would hold its memory while the next is read."""
+    return jax.block_until_ready(jax.device_put(values, sharding_of(placement, path, values.shape, values.dtype)))
+
+
 def _on_cpu(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """Return the leaves as JAX's arrays in the computer's memory, which Orbax copies once less than NumPy's."""
     try:

@@ -85,14 +85,14 @@ def test_there_and_back_is_bit_equal(tmp_path, dtype, form):
     assert run("import", source, "--exit-layer", 1, "--out", tmp_path / "ours") == 0
     assert run("export", tmp_path / "ours", "--out", tmp_path / "given", "--format", form) == 0
     name = adapter.FORMATS[form][0]
-    assert sorted(path.name for path in (tmp_path / "given").iterdir()) == ["config.json", name]
+    assert {path.name for path in (tmp_path / "given").iterdir()} == {"config.json", "README.md", name}
     stored = stored_tensors(tmp_path / "given" / name)
     same_tensors({tensor.name: np.asarray(tensor) for tensor in stored}, make_tensors(dtype))
     fields = json.loads((tmp_path / "given" / "config.json").read_text())
     assert fields["num_hidden_layers"] == 1 and fields["torch_dtype"] == np.dtype(dtype).name
-    assert run("import", tmp_path / "given", "--exit-layer", 1, "--out", tmp_path / "again") == 0
-    first, second = ((tmp_path / name / "adapter.safetensors").read_bytes() for name in ("ours", "again"))
-    assert first == second
+    assert run("import", tmp_path / "given", "--out", tmp_path / "again") == 0
+    for file in ("adapter.safetensors", "adapter_config.json"):
+        assert (tmp_path / "ours" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
 
 
 def test_the_targets_own_adapter_is_exported_when_none_is_named(tmp_path, capsys):
@@ -156,11 +156,64 @@ def test_numbers_that_make_no_draft_model(theirs, tmp_path, capsys, option, valu
     assert not (tmp_path / "ours").exists()
 
 
-def test_an_exit_layer_must_be_given(theirs, tmp_path, capsys):
-    with pytest.raises(SystemExit) as caught:
-        run("import", theirs, "--out", tmp_path / "ours")
-    assert caught.value.code == 2
-    assert "--exit-layer" in capsys.readouterr().err
+@pytest.fixture
+def trained(tmp_path):
+    """An adapter of ours with a record of its training."""
+    config = read_config(TARGET)
+    training = {
+        "steps": 7,
+        "data": ["a", "b"],
+        "held_out_acceptance": 1 / 3,
+        "betas": [0.9, 0.95],
+        "init_adapter": None,
+    }
+    params = init_adapter(config, jax.random.key(3))
+    save_adapter(tmp_path / "trained", config, KangarooConfig(2, 5, 0.3), params, training)
+    return tmp_path / "trained"
+
+
+@pytest.mark.parametrize("form", adapter.FORMATS)
+def test_an_export_carries_what_was_recorded_and_comes_back_bit_equal(trained, tmp_path, form):
+    first, ours, second = tmp_path / "first", tmp_path / "ours", tmp_path / "second"
+    give = ("--format", form, "--licence", "mit", "--base-model", "someone/model")
+    assert run("export", trained, "--out", first, *give) == 0
+    assert run("import", first, "--out", ours) == 0
+    assert run("export", ours, "--out", second, *give) == 0
+    assert (ours / "adapter_config.json").read_bytes() == (trained / "adapter_config.json").read_bytes()
+    names = {path.name for path in first.iterdir()}
+    assert names == {path.name for path in second.iterdir()} and len(names) == 3
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    recorded = json.loads((trained / "adapter_config.json").read_text())
+    assert json.loads((first / "config.json").read_text())["kangaroo"] == recorded
+
+
+def test_an_import_may_change_how_long_is_drafted_but_not_the_exit_layer(trained, tmp_path, capsys):
+    assert run("export", trained, "--out", tmp_path / "given") == 0
+    take = ("import", tmp_path / "given", "--out", tmp_path / "ours")
+    assert run(*take, "--gamma", 3, "--exit-layer", 2) == 0
+    draft, _ = load_adapter(tmp_path / "ours", read_config(TARGET))
+    assert draft == KangarooConfig(2, 3, 0.3)
+    capsys.readouterr()
+    line = failed(capsys, *take, "--exit-layer", 1, "--force")
+    assert "trained for exit_layer 2, and exit_layer 1 is asked for" in line
+
+
+def test_an_export_of_an_export_is_the_same_in_another_format(trained, tmp_path, capsys):
+    assert run("export", trained, "--out", tmp_path / "given") == 0
+    assert run("export", tmp_path / "given", "--out", tmp_path / "again", "--format", "torch") == 0
+    assert f"hf upload OWNER/NAME {tmp_path / 'again'}" in capsys.readouterr().out
+    first, second = (load_adapter(tmp_path / name, read_config(TARGET)) for name in ("given", "again"))
+    assert first[0] == second[0]
+    jax.tree.map(np.testing.assert_array_equal, first[1], second[1])
+
+
+def test_an_exit_layer_must_be_given_where_the_source_does_not_say_it(theirs, tmp_path, capsys):
+    for command in ("import", "export"):
+        line = failed(capsys, command, theirs, "--out", tmp_path / "out")
+        assert "does not say after which layer the adapter was trained" in line and "--exit-layer" in line
+    assert run("export", theirs, "--exit-layer", 2, "--out", tmp_path / "out") == 0
+    assert load_adapter(tmp_path / "out", read_config(TARGET))[0] == KangarooConfig(2)
 
 
 def test_sources_that_are_no_adapter(theirs, tmp_path, capsys):
@@ -174,7 +227,9 @@ def test_sources_that_are_no_adapter(theirs, tmp_path, capsys):
     (theirs / "pytorch_model.bin").unlink()
     assert "has none of model.safetensors" in failed(capsys, "import", theirs, *argv)
     assert "no adapter directory" in failed(capsys, "export", tmp_path / "nowhere", "--out", tmp_path / "out")
-    assert "has no adapter_config.json" in failed(capsys, "export", theirs, "--out", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    line = failed(capsys, "export", tmp_path / "empty", "--out", tmp_path / "out")
+    assert "has neither adapter_config.json nor config.json" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -194,6 +249,18 @@ def test_nothing_is_replaced_unasked_and_nothing_else_ever(theirs, tmp_path, cap
     assert "is not an exported adapter" in failed(capsys, "export", ours, "--out", ours / "thesis.txt", "--force")
     assert "exists and is not an adapter" in failed(capsys, *take[:-1], given, "--force")
     assert (given / "thesis.txt").is_file() and (ours / "adapter.safetensors").is_file()
+
+
+def test_a_small_model_is_not_taken_for_an_exported_adapter(trained, tmp_path, capsys):
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("README.md", "config.json", "model.safetensors"):
+        (model / name).write_text("{}")
+    give = ("export", trained, "--out", model, "--force")
+    assert "is not an exported adapter" in failed(capsys, *give)
+    (model / "config.json").unlink()
+    assert "is not an exported adapter" in failed(capsys, *give)
+    assert {path.name for path in model.iterdir()} == {"README.md", "model.safetensors"}
 
 
 def test_an_adapter_of_another_target_is_not_exported(theirs, tmp_path, capsys):

@@ -146,6 +146,27 @@ def test_an_adapter_goes_to_torch_and_comes_back(tmp_path):
     for tensor in stored_tensors(tmp_path / "ours" / "adapter.safetensors"):
         np.testing.assert_array_equal(found[tensor.name].numpy(), np.asarray(tensor))
     torch.save(OrderedDict(found), tmp_path / "given" / "pytorch_model.bin")
-    adapter.import_adapter(tmp_path / "given", config, KangarooConfig(1), tmp_path / "again")
+    adapter.import_adapter(tmp_path / "given", config, tmp_path / "again")
     again, ours = (load_adapter(tmp_path / name, config)[1] for name in ("again", "ours"))
     jax.tree.map(np.testing.assert_array_equal, again, ours)
+
+
+def test_an_exported_adapter_is_read_by_transformers_and_torch(tmp_path):
+    import torch
+    from transformers import LlamaConfig
+
+    config = read_config(FIXTURES / "llama" / "gqa")
+    params = init_adapter(config, jax.random.key(0))
+    save_adapter(tmp_path / "ours", config, KangarooConfig(2, 5, 0.3), params, {"steps": 7})
+    adapter.export_adapter(tmp_path / "ours", config, tmp_path / "given", "torch")
+    theirs = LlamaConfig.from_pretrained(tmp_path / "given")
+    assert (theirs.num_hidden_layers, theirs.hidden_size) == (1, config.hidden_size)
+    assert theirs.rms_norm_eps == config.rms_norm_eps
+    assert theirs.kangaroo["exit_layer"] == 2 and theirs.kangaroo["training"] == {"steps": 7}
+    state = torch.load(tmp_path / "given" / "pytorch_model.bin", weights_only=True)
+    heads = theirs.num_attention_heads * theirs.head_dim
+    assert state["layers.0.self_attn.q_proj.weight"].shape == (heads, config.hidden_size)
+    theirs.save_pretrained(tmp_path / "given")  # Written by transformers, it still says what it said.
+    draft, loaded = load_adapter(tmp_path / "given", config, "float32")
+    assert draft == KangarooConfig(2, 5, 0.3)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)

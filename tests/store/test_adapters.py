@@ -1,4 +1,4 @@
-"""Adapters: written whole, read back bit-equal, refused in one line when damaged or another target's."""
+"""Adapters: written whole, read back bit-equal in either form, refused in one line when damaged or another's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, RopeScaling, init_adapter
-from kangaroo_jax.store import find_adapter, fingerprint, load_adapter, save_adapter
+from kangaroo_jax.store import ExtraTensors, find_adapter, fingerprint, from_flax, load_adapter, save_adapter
+from kangaroo_jax.store.adapters import adapter_record
+from kangaroo_jax.store.hf import write_safetensors
+from kangaroo_jax.store.mapping import ADAPTER
+from kangaroo_jax.store.torch_file import write_torch
 
 CONFIG = LlamaConfig(31, 22, 29, 3, 6, 3, 4)
 DRAFT = KangarooConfig(exit_layer=2, gamma=5, eta=0.4)
@@ -23,6 +27,24 @@ def adapter(tmp_path):
     params = jax.device_get(init_adapter(CONFIG, jax.random.key(1)))
     save_adapter(tmp_path / "adapter", CONFIG, DRAFT, params, {"steps": 7})
     return tmp_path / "adapter", params
+
+
+def write_config(directory, **fields):
+    """Write the config.json of the authors' form."""
+    one = dataclasses.replace(CONFIG, num_hidden_layers=1)
+    (directory / "config.json").write_text(json.dumps(one.to_hf() | fields))
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """A directory in the authors' form, the params in it, and the named tensors."""
+    params = jax.device_get(init_adapter(CONFIG, jax.random.key(1)))
+    tensors = dict(from_flax(CONFIG, params, ADAPTER))
+    (tmp_path / "theirs").mkdir()
+    write_config(tmp_path / "theirs")
+    inv_freq = {"layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, np.float32)}
+    write_torch(tmp_path / "theirs" / "pytorch_model.bin", tensors | inv_freq)
+    return tmp_path / "theirs", params, tensors
 
 
 def refused(call, match):
@@ -93,7 +115,7 @@ def test_a_damaged_adapter_is_refused(adapter, tmp_path):
     weights.unlink()
     refused(lambda: load_adapter(directory, CONFIG), "adapter.safetensors is not a complete safetensors file")
     weights.write_bytes(data)
-    for name, value in (("exit_layer", None), ("gamma", 2.5), ("eta", "0.6"), ("hidden_size", True)):
+    for name, value in (("exit_layer", None), ("gamma", 2.5), ("eta", "0.6"), ("hidden_size", True), ("training", [])):
         config.write_text(json.dumps(json.loads(text) | {name: value}))
         refused(lambda name=name: load_adapter(directory, CONFIG), f"has no usable {name}; train or download")
     for name, value in (("exit_layer", 0), ("gamma", 0), ("eta", -0.1)):
@@ -101,7 +123,84 @@ def test_a_damaged_adapter_is_refused(adapter, tmp_path):
         refused(lambda name=name: load_adapter(directory, CONFIG), f"{name} is {value}")
     config.write_text("{")
     refused(lambda: load_adapter(directory, CONFIG), "adapter_config.json is not JSON")
-    refused(lambda: load_adapter(tmp_path, CONFIG), "has no adapter_config.json; give an adapter directory")
+    refused(lambda: load_adapter(tmp_path, CONFIG), r"has neither adapter_config.json nor config.json; give an adapter")
+
+
+def test_the_authors_form_is_read_with_the_exit_layer_it_does_not_say(theirs):
+    directory, params, tensors = theirs
+    for _ in range(2):
+        draft, loaded = load_adapter(directory, CONFIG, "float32", exit_layer=2)
+        assert draft == KangarooConfig(2, gamma=6, eta=0.6)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded), params)
+        (directory / "pytorch_model.bin").unlink(missing_ok=True)
+        write_safetensors(directory / "model.safetensors", tensors)
+    refused(
+        lambda: load_adapter(directory, CONFIG), "does not say after which layer .* pass exit_layer=, or --exit-layer"
+    )
+    refused(lambda: load_adapter(directory, CONFIG, exit_layer=3), "exit_layer is 3; a model of 3 layers needs 1 to 2")
+
+
+def test_an_exit_layer_that_is_said_need_not_be_given_and_cannot_be_another(adapter, theirs):
+    ours, exported = adapter[0], theirs[0]
+    write_config(exported, kangaroo=adapter_record(CONFIG, DRAFT, {}))
+    for directory in (ours, exported):
+        assert load_adapter(directory, CONFIG)[0] == load_adapter(directory, CONFIG, exit_layer=2)[0] == DRAFT
+        refused(
+            lambda d=directory: load_adapter(d, CONFIG, exit_layer=1), "for exit_layer 2, and exit_layer 1 is asked"
+        )
+
+
+@pytest.mark.parametrize("value", ["2", 2.0, True])
+def test_an_exit_layer_is_an_integer(theirs, value):
+    refused(
+        lambda: load_adapter(theirs[0], CONFIG, exit_layer=value), f"exit_layer is {value!r}; it must be an integer"
+    )
+
+
+def test_another_targets_adapter_in_the_authors_form_is_refused(theirs):
+    directory, _, _ = theirs
+    write_config(directory, hidden_size=26)
+    refused(
+        lambda: load_adapter(directory, CONFIG, exit_layer=1), "hidden_size 26 instead of 22; use the adapter trained"
+    )
+    write_config(directory, rope_theta=5e5)
+    refused(lambda: load_adapter(directory, CONFIG, exit_layer=1), "rope_theta 500000.0 instead of 10000.0; use the")
+    # Of the same width and rope, but trained on a model with another MLP.
+    other = adapter_record(dataclasses.replace(CONFIG, intermediate_size=31), DRAFT, {})
+    for record in (other, other | {"target": "llama-\n"}):
+        write_config(directory, kangaroo=record)
+        refused(
+            lambda: load_adapter(directory, CONFIG), "is for target llama-.*, the model is llama-.*; use the adapter"
+        )
+
+
+def test_a_damaged_adapter_in_the_authors_form_is_refused(theirs):
+    directory, _, tensors = theirs
+    weights = directory / "pytorch_model.bin"
+    data = weights.read_bytes()
+    for record, said in (
+        ([], "config.json has no usable kangaroo; train or download"),
+        ({}, "config.json, kangaroo, has no usable exit_layer, gamma, eta, hidden_size, target; train or download"),
+        (adapter_record(CONFIG, KangarooConfig(3), {}), "kangaroo,: exit_layer is 3; a model of 3 layers needs"),
+    ):
+        write_config(directory, kangaroo=record)
+        refused(lambda: load_adapter(directory, CONFIG), said)
+    write_config(directory)
+    weights.write_bytes(data[: len(data) // 2])
+    refused(lambda: load_adapter(directory, CONFIG, exit_layer=1), "pytorch_model.bin")
+    weights.unlink()
+    refused(lambda: load_adapter(directory, CONFIG, exit_layer=1), "has none of model.safetensors")
+    write_torch(weights, tensors | {"lm_head.weight": np.ones((31, 22), np.float32)})
+    with pytest.raises(ExtraTensors, match=r"lm_head\.weight"):
+        load_adapter(directory, CONFIG, exit_layer=1)
+    (directory / "config.json").write_text("{")
+    refused(lambda: load_adapter(directory, CONFIG, exit_layer=1), "config.json is not JSON")
+
+
+def test_a_model_is_not_an_adapter(theirs):
+    directory, _, _ = theirs
+    write_config(directory, num_hidden_layers=3)
+    refused(lambda: load_adapter(directory, CONFIG), "is of a model of 3 layers; give an adapter directory")
 
 
 def test_fingerprints_tell_targets_apart():

@@ -53,7 +53,7 @@ def test_a_run_ends_in_an_adapter_that_loads(
     start = jax.tree.leaves(init_adapter(tiny_config, jax.random.key(0)))
     assert all(np.abs(leaf - np.asarray(old)).max() > 1e-4 for leaf, old in zip(leaves, start, strict=True))
     assert record["steps"] == 6 and record["tokens"] == 6 * 3 * 31
-    assert record["data"] == ["text"] and record["seed"] == 0
+    assert record["model"] == model.name and record["data"] == ["text"] and record["seed"] == 0
     for name in ("loss", "top1", "acceptance"):
         assert record[name] >= 0 and record[f"held_out_{name}"] >= 0
     assert f"written to {model / 'adapter'}" in capsys.readouterr().out
