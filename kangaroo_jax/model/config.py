@@ -140,6 +140,8 @@ class LlamaConfig:
             for name in ("rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "bos_token_id")
             if name in config
         }
+        if config.get("max_sequence_length"):  # Vicuna's 16k models: the other field is the length before the stretch.
+            optional["max_position_embeddings"] = config["max_sequence_length"]
         return cls(
             **{name: config[name] for name in required},
             num_key_value_heads=config.get("num_key_value_heads") or heads,

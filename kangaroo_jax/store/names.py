@@ -9,6 +9,9 @@ EMBEDDED = ("joey",)
 ALIASES = {
     "vicuna-7b": "lmsys/vicuna-7b-v1.3",
     "vicuna-13b": "lmsys/vicuna-13b-v1.3",
+    "vicuna-33b": "lmsys/vicuna-33b-v1.3",
+    "vicuna-7b-v1.5": "lmsys/vicuna-7b-v1.5",
+    "vicuna-13b-v1.5": "lmsys/vicuna-13b-v1.5",
     "tinyllama": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
 }
 

@@ -51,6 +51,13 @@ def test_fields_left_out_are_what_transformers_takes(model_type, kv_heads, head_
     assert (config.rms_norm_eps, config.rope_theta, config.tie_word_embeddings) == (1e-6, 1e4, False)
 
 
+def test_the_context_of_vicunas_16k_models():
+    scaling = {"factor": 4.0, "type": "linear"}
+    config = read(max_position_embeddings=4096, max_sequence_length=16384, rope_scaling=scaling)
+    assert config.max_position_embeddings == 16384
+    assert LlamaConfig.from_hf(config.to_hf()) == config
+
+
 @pytest.mark.parametrize(
     ("fields", "window"),
     [

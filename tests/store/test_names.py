@@ -67,7 +67,9 @@ def test_an_alias_that_is_not_converted_says_how():
 def test_unknown_names_list_the_known(home_folder):
     (home_folder / "mine").mkdir(parents=True)
     (home_folder / ".half-xyz").mkdir()
-    refused("kangaru", "unknown model 'kangaru'; give one of joey, vicuna-7b, vicuna-13b, tinyllama, mine, an existing")
+    refused(
+        "kangaru", "unknown model 'kangaru'; give one of joey, vicuna-7b, vicuna-13b, .*, tinyllama, mine, an existing"
+    )
     for name in ("", " ", "./joey", "../mine", "no/such/model", "~nobody-at-all"):
         refused(name, f"unknown model '{name}'")
 
