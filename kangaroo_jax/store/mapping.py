@@ -35,6 +35,9 @@ class Tensor(Protocol):
         """Read the elements."""
 
 
+Tensors = Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
+
+
 class MappingError(ValueError):
     """Tensors and model do not fit; ``keys`` has all the names, the message the first few."""
 
@@ -96,8 +99,9 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A rule for one layer of one model: ``leaf[..., columns]`` is the tensor, transposed or not."""
+    """A rule for one layer of one model: ``leaf[..., columns]`` is the tensor ``name``, transposed or not."""
 
+    name: str
     path: str
     transpose: bool
     columns: slice
@@ -120,11 +124,13 @@ def _attention(name: str, path: str) -> tuple[Rule, ...]:
 
 
 _INV_FREQ = re.compile(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+_TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_FIX = "are config.json and weights those of one complete checkpoint?"
 _MLP = "model.layers.{i}.mlp."
 
 TARGET = Table(
     rules=(
-        Rule("model.embed_tokens.weight", "embed_tokens/embedding", transpose=False),
+        Rule(_TABLE, "embed_tokens/embedding", transpose=False),
         *_attention("model.layers.{i}.", "layers_{i}/"),
         Rule(
             "model.layers.{i}.post_attention_layernorm.weight",
@@ -135,7 +141,7 @@ TARGET = Table(
         Rule(f"{_MLP}up_proj.weight", "layers_{i}/mlp/gate_up_proj/kernel", part="up"),
         Rule(f"{_MLP}down_proj.weight", "layers_{i}/mlp/down_proj/kernel"),
         Rule("model.norm.weight", "norm/scale", transpose=False),
-        Rule("lm_head.weight", "lm_head/kernel"),
+        Rule(_HEAD, "lm_head/kernel"),
     ),
     abstract=abstract_params,
     ignored=_INV_FREQ,
@@ -176,14 +182,54 @@ def entries(config: LlamaConfig, table: Table = TARGET) -> dict[str, Entry]:
                 continue
             columns = blocks[rule.part] if rule.part else slice(0, leaf[-1])
             shape = (*leaf[:-1], columns.stop - columns.start)
-            expanded[name] = Entry(path, rule.transpose, columns, shape[::-1] if rule.transpose else shape, leaf)
+            expanded[name] = Entry(name, path, rule.transpose, columns, shape[::-1] if rule.transpose else shape, leaf)
     assert {entry.path for entry in expanded.values()} == set(leaves), "the table does not cover the params"
     return expanded
 
 
+def matched(config: LlamaConfig, tensors: Tensors, table: Table = TARGET) -> list[tuple[Entry, Tensor]]:
+    """Return the tensors that a conversion reads, each with its entry, in the order given; no element is read.
+
+    What the table ignores is left out. So is the stored head of a model with tied embeddings, if it has the shape of
+    their table; that it has their values, too, only ``check_tied_head`` can say.
+
+    Args:
+        config: the model the tensors belong to.
+        tensors: names and tensors; pairs may repeat a name, which is an error that is found.
+        table: ``TARGET`` or ``ADAPTER``.
+
+    Raises:
+        MissingTensors, ExtraTensors, DuplicateTensors, MisshapenTensors: ValueErrors that name the tensors.
+    """
+    pairs = [(name, tensor) for name, tensor in _pairs(tensors) if not table.ignored.fullmatch(name)]
+    expanded = entries(config, table)
+    expected = {name: entry.shape for name, entry in expanded.items()}
+    if _TABLE in expected and _tied_head(config, pairs):
+        expected[_HEAD] = expected[_TABLE]
+    check_shapes(
+        expected,
+        [(name, tuple(tensor.shape)) for name, tensor in pairs],
+        fix=_FIX,
+    )
+    return [(expanded[name], tensor) for name, tensor in pairs if name in expanded]
+
+
+def check_tied_head(config: LlamaConfig, tensors: Tensors) -> None:
+    """Refuse a stored head that differs from the embedding table it is tied to; reads both, where there are both.
+
+    Raises:
+        ExtraTensors: if it differs.
+    """
+    if (found := _tied_head(config, _pairs(tensors))) is None:
+        return
+    head, table = found
+    if not np.array_equal(np.asarray(head), np.asarray(table)):
+        raise ExtraTensors("tensors have no place in this model", _FIX, [_HEAD])
+
+
 def to_flax(
     config: LlamaConfig,
-    tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+    tensors: Tensors,
     dtype: Any = None,
     table: Table = TARGET,
     progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
@@ -200,19 +246,12 @@ def to_flax(
     Raises:
         MissingTensors, ExtraTensors, DuplicateTensors, MisshapenTensors: ValueErrors that name the tensors.
     """
-    pairs = list(tensors.items()) if isinstance(tensors, Mapping) else list(tensors)
-    pairs = [(name, tensor) for name, tensor in pairs if not table.ignored.fullmatch(name)]
-    pairs = _drop_tied_head(config, pairs)
-    expanded = entries(config, table)
-    check_shapes(
-        {name: entry.shape for name, entry in expanded.items()},
-        [(name, tuple(tensor.shape)) for name, tensor in pairs],
-        fix="are config.json and weights those of one complete checkpoint?",
-    )
-    dtype = common_dtype([tensor.dtype for _, tensor in pairs]) if dtype is None else np.dtype(dtype)
+    pairs = _pairs(tensors)
+    found = matched(config, pairs, table)
+    check_tied_head(config, pairs)
+    dtype = common_dtype([tensor.dtype for _, tensor in found]) if dtype is None else np.dtype(dtype)
     leaves: dict[str, np.ndarray] = {}
-    for name, tensor in progress(pairs):
-        entry = expanded[name]
+    for entry, tensor in progress(found):
         if entry.path not in leaves:
             leaves[entry.path] = np.empty(entry.leaf_shape, dtype)
         values = np.asarray(tensor)
@@ -289,12 +328,15 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
     return tree
 
 
-def _drop_tied_head(config: LlamaConfig, pairs: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-    """Leave out a stored copy of the embedding table; a head that differs from it stays, as an extra tensor."""
+def _pairs(tensors: Tensors) -> list[tuple[str, Tensor]]:
+    """Return names and tensors as a list, which may repeat a name."""
+    return list(tensors.items()) if isinstance(tensors, Mapping) else list(tensors)
+
+
+def _tied_head(config: LlamaConfig, pairs: Iterable[tuple[str, Tensor]]) -> tuple[Tensor, Tensor] | None:
+    """Return head and embedding table where embeddings are tied and both are stored, in one shape."""
     found = dict(pairs)
-    head, table = found.get("lm_head.weight"), found.get("model.embed_tokens.weight")
-    if not config.tie_word_embeddings or head is None or table is None:
-        return pairs
-    if head.shape != table.shape or not np.array_equal(np.asarray(head), np.asarray(table)):
-        return pairs
-    return [(name, tensor) for name, tensor in pairs if name != "lm_head.weight"]
+    head, table = found.get(_HEAD), found.get(_TABLE)
+    if not config.tie_word_embeddings or head is None or table is None or head.shape != table.shape:
+        return None
+    return head, table

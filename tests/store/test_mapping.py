@@ -17,9 +17,11 @@ from kangaroo_jax.store.mapping import (
     ExtraTensors,
     MisshapenTensors,
     MissingTensors,
+    check_tied_head,
     entries,
     flatten,
     from_flax,
+    matched,
     to_flax,
 )
 
@@ -103,6 +105,50 @@ def test_biases_have_no_place_in_a_llama_and_must_be_in_a_qwen2():
 def test_the_adapter_has_the_names_of_its_authors(config):
     attention = {f"layers.0.self_attn.{part}_proj.weight" for part in "qkvo"}
     assert set(entries(config, ADAPTER)) == attention | {"norm.weight", "layers.0.input_layernorm.weight"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Unread:
+    """A tensor whose elements must not be asked for."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype = dataclasses.field(default_factory=lambda: np.dtype("float16"))
+
+    def __array__(self, dtype=None, copy=None):
+        raise AssertionError("the elements were read")
+
+
+def test_matching_pairs_tensors_with_their_places_in_the_order_given_and_reads_none():
+    tensors = {name: Unread(entry.shape) for name, entry in reversed(entries(GQA).items())}
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = Unread((1,))
+    found = matched(GQA, tensors)
+    assert [entry.name for entry, _ in found] == list(reversed(entries(GQA)))
+    assert all(tensor is tensors[entry.name] for entry, tensor in found)
+    with pytest.raises(AssertionError, match="were read"):
+        to_flax(GQA, tensors)
+
+
+def test_matching_leaves_the_values_of_a_tied_head_to_a_check_of_their_own():
+    tensors = random_tensors(TIED)
+    table = tensors["model.embed_tokens.weight"]
+    same, other = tensors | {"lm_head.weight": table.copy()}, tensors | {"lm_head.weight": table + 1}
+    assert [entry.name for entry, _ in matched(TIED, other)] == list(tensors)
+    check_tied_head(TIED, same)
+    check_tied_head(TIED, tensors)
+    check_tied_head(GQA, random_tensors(GQA))
+    with pytest.raises(ExtraTensors, match=r"lm_head.weight"):
+        check_tied_head(TIED, other)
+
+
+def test_a_head_of_another_shape_than_the_table_it_is_tied_to_is_extra():
+    with pytest.raises(ExtraTensors, match=r"^1 tensors have no place in this model: lm_head.weight;"):
+        matched(TIED, random_tensors(TIED) | {"lm_head.weight": np.zeros((23, 31))})
+
+
+def test_an_adapter_has_no_place_for_table_and_head():
+    more = {name: np.zeros((31, 23)) for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    with pytest.raises(ExtraTensors, match=r"^2 tensors have no place"):
+        matched(TIED, random_tensors(TIED, ADAPTER) | more, ADAPTER)
 
 
 def test_missing_tensors_are_listed():
