@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from convert.reference import Reference, read_reference, transformers_reference
+from convert.reference import Reference, read_reference, require_torch, transformers_reference
 from kangaroo_jax.model import LlamaConfig, embed, run_layers
 from kangaroo_jax.model import logits as final_logits
 from kangaroo_jax.store import Params, read_config, restore_params
@@ -73,6 +73,18 @@ class Report:
             f"{self.largest_error:.1e}{bound}, same id on top at {100 * self.top1_agreement:.1f} % of the positions; "
             f"{verdict if self.passed else 'the converted model is not what the reference was computed with'}"
         )
+
+
+def check_reference(source: Path, reference: Path | None) -> None:
+    """Raise what ``check`` would about its reference: before a conversion of minutes, not after it.
+
+    Raises:
+        ValueError: if the file is unusable, or torch is needed and not installed.
+    """
+    if reference is None:
+        require_torch()
+    else:
+        read_reference(reference, read_config(source).vocab_size)
 
 
 def check(

@@ -109,11 +109,7 @@ def transformers_logits(
     Raises:
         ValueError: if torch is not installed, or transformers cannot load the checkpoint.
     """
-    if importlib.util.find_spec("torch") is None:
-        raise ValueError(
-            "torch is not installed, without which transformers computes nothing; either install it (pip install "
-            "torch), or give a file with token ids and their logits"
-        )
+    require_torch()
     import transformers  # Not at the top: it is slow to import, and only this needs it.
 
     load: Any = transformers.AutoModelForCausalLM.from_pretrained
@@ -129,6 +125,15 @@ def transformers_logits(
         _widen_in_use(model)
     batch = transformers.BatchEncoding({"input_ids": tokens.astype(np.int64)}, tensor_type="pt")
     return model(**batch, use_cache=False).logits.numpy().astype(np.float32, copy=False)
+
+
+def require_torch() -> None:
+    """Raise ValueError if torch is not installed; the message says both ways out."""
+    if importlib.util.find_spec("torch") is None:
+        raise ValueError(
+            "torch is not installed, without which transformers computes nothing; either install it (pip install "
+            "torch), or give a file with token ids and their logits"
+        )
 
 
 def _widen_in_use(model: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 import weakref
@@ -155,7 +156,8 @@ def test_the_measures_are_what_they_say():
 def test_logits_that_are_no_numbers_fail(value, rounded):
     ours = golden("mha").logits.copy()
     ours[0, 3, 5] = value
-    assert not compare(ours, golden("mha"), rounded).passed
+    found = compare(ours, golden("mha"), rounded)
+    assert not found.passed and not np.isfinite(found.largest_error)
 
 
 @pytest.mark.parametrize("case", ["gqa", "tied", "qwen2"])
@@ -220,6 +222,15 @@ def test_a_converted_directory_and_a_stored_reference(case, dtype, rounded, conv
     found = check(converted(case, dtype), FIXTURES / case, FIXTURES / case / "golden.npz")
     assert found.passed and found.rounded == rounded and found.limit == ROUNDED[rounded or "float32"]
     assert np.isinf(found.largest_limit) == (rounded is not None)
+
+
+def test_an_unusable_reference_is_noticed_before_a_conversion(tmp_path, monkeypatch):
+    checker.check_reference(FIXTURES / "mha", FIXTURES / "mha" / "golden.npz")
+    with pytest.raises(ValueError, match="no file"):
+        checker.check_reference(FIXTURES / "mha", tmp_path / "absent.npz")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="torch is not installed"):
+        checker.check_reference(FIXTURES / "mha", None)
 
 
 def test_a_coarse_reference_is_allowed_for(converted, tmp_path):
