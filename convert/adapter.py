@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from convert.card import CARD, Labels, model_card
+from convert.command import ended
 from convert.sources import locate
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
 from kangaroo_jax.store import ALIASES, EMBEDDED, find_adapter, from_flax, read_config, resolve, save_adapter, to_flax
@@ -147,21 +148,14 @@ def main(argv: list[str] | None = None) -> int:
     """Convert, print what was written, and return the exit status: 0, 2 for bad input, 130 for Ctrl-C."""
     args = build_parser().parse_args(argv)
     out = expand(args.out)
-    try:
+
+    def work() -> None:
         draft = _take(args, out) if args.command == "import" else _give(args, out)
-    except ValueError as error:
-        print(f"adapter: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"adapter: {error}; is {out} a place that can be written?", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nadapter: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    print(f"wrote {out}: exit layer {draft.exit_layer}, gamma {draft.gamma}, eta {draft.eta}")
-    if args.command == "export":
-        print(f"to publish it: hf upload OWNER/NAME {shlex.quote(str(out))}")
-    return 0
+        print(f"wrote {out}: exit layer {draft.exit_layer}, gamma {draft.gamma}, eta {draft.eta}")
+        if args.command == "export":
+            print(f"to publish it: hf upload OWNER/NAME {shlex.quote(str(out))}")
+
+    return ended("adapter", work, out)
 
 
 def _take(args: argparse.Namespace, out: Path) -> KangarooConfig:

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from orbax.checkpoint.experimental import v1
 
-from convert import hf_to_flax
+from convert import conversion, hf_to_flax
 from kangaroo_jax.model import KangarooConfig, init_adapter
 from kangaroo_jax.store import checkpoint, home, load_adapter, load_target, read_config, read_hf, save_adapter
 from kangaroo_jax.store.files import resumable_directory
+from kangaroo_jax.store.hf import StoredTensor
 from kangaroo_jax.store.mapping import flatten
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "llama"
@@ -168,7 +169,7 @@ def test_what_is_interrupted_goes_on_where_it_stopped(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(hf_to_flax.shutil, "copytree", fail)
+        patched.setattr(conversion.shutil, "copytree", fail)
         assert hf_to_flax.main(argv) == status
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("hf_to_flax: ") and "the same command goes on" in message.lower()
@@ -207,7 +208,7 @@ def test_killed_it_goes_on_with_what_is_finished(source, tmp_path, written, caps
 def test_another_source_begins_anew(source, tmp_path, monkeypatch, capsys, written):
     argv = [str(source), "--out", str(tmp_path / "out")]
     with monkeypatch.context() as patched:
-        patched.setattr(hf_to_flax, "_write_params", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(conversion, "_write_params", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         assert hf_to_flax.main(argv) == 130
     stray = tmp_path / ".out.partial" / "params"
     stray.mkdir()
@@ -219,6 +220,32 @@ def test_another_source_begins_anew(source, tmp_path, monkeypatch, capsys, writt
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(load_target(tmp_path / "out", "bfloat16")[1]), params)
 
 
+def test_a_dry_run_says_what_would_happen(source, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(StoredTensor, "__array__", lambda *args: pytest.fail("an element is read"))
+    assert hf_to_flax.main([str(source), "--dry-run", "--dtype", "float32", "--out", str(source)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[-3:] == ["in", "float32", "bytes"]
+    assert any(line.startswith("model.layers.0-2.self_attn.v_proj.weight") for line in lines)
+    assert "bytes written  213,120" in lines
+    (source / "model.safetensors").unlink()
+    assert "has none of model.safetensors" in failed(capsys, source, "--dry-run")
+    assert tree_of(tmp_path) == ["source"]
+
+
+def test_a_conversion_is_checked_against_a_reference(source, tmp_path, capsys):
+    golden = FIXTURES / "gqa" / "golden.npz"
+    assert hf_to_flax.main([str(source), "--out", str(tmp_path / "out"), "--check", str(golden)]) == 0
+    captured = capsys.readouterr()
+    assert "check passed: " in captured.err and str(tmp_path / "out") in captured.out
+    assert "no.npz" in failed(capsys, source, "--out", tmp_path / "again", "--check", tmp_path / "no.npz")
+    with np.load(golden) as stored:
+        np.savez(tmp_path / "wrong.npz", **{**stored, "logits": np.roll(stored["logits"], 1, axis=-1)})
+    assert hf_to_flax.main([str(source), "--out", str(tmp_path / "bad"), "--check", str(tmp_path / "wrong.npz")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2].startswith("check FAILED: ") and "so nothing was written" in lines[-1]
+    assert tree_of(tmp_path) == ["out", "source", "wrong.npz"]
+
+
 def test_two_at_once(source, tmp_path, capsys):
     with resumable_directory(tmp_path / "out", {}) as staged:
         (staged / "theirs").write_text("theirs")
@@ -227,9 +254,9 @@ def test_two_at_once(source, tmp_path, capsys):
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(source, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(hf_to_flax.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
+    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
     line = failed(capsys, source, "--out", tmp_path / "out")
-    assert "has 0.0 GB free and the converted model takes 0.0 GB; make room" in line
+    assert "has 5.00B free and the converted model takes 107kB; make room" in line
     assert tree_of(tmp_path) == ["source"]
 
 
