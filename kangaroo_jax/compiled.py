@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 
 from kangaroo_jax.store.names import home
@@ -20,6 +21,23 @@ OPTIONS: dict[str, dict[str, str]] = {
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"},
 }
 """XLA options by platform; dropped where the installed XLA does not know them."""
+
+NARROW_OPTIONS: dict[str, dict[str, str]] = {
+    # XLA converts weights narrower than fp32 for products of its own. Moved out of a loop, or all done first, these
+    # conversions would hold a second copy of the model. bf16 products are YNNPACK's, which needs none.
+    "cpu": {
+        "xla_disable_hlo_passes": "while-loop-invariant-code-motion,while-loop-expensive-invariant-code-motion",
+        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    },
+}
+"""The same for programs with bf16 or fp16 arguments."""
+
+
+def options(*args: Any) -> dict[str, str] | None:
+    """Return the XLA options of a program with these arguments, on the platform JAX runs on."""
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(args)]
+    narrow = any(jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4 for dtype in dtypes)
+    return (NARROW_OPTIONS if narrow else OPTIONS).get(jax.default_backend())
 
 
 def compiled(function: Any, static: dict[int, Any], *args: Any) -> tuple[Any, float]:
@@ -48,7 +66,7 @@ def compiled(function: Any, static: dict[int, Any], *args: Any) -> tuple[Any, fl
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         lowered = function.lower(*merged)
     try:
-        _executables[key] = lowered.compile(compiler_options=OPTIONS.get(jax.default_backend()))
+        _executables[key] = lowered.compile(compiler_options=options(*args))
     except jax.errors.JaxRuntimeError as error:
         if not any(reason in str(error) for reason in ("No such compile option", "valid enum value")):
             raise

@@ -19,10 +19,23 @@ def linear(x: Float[Array, "... I"], kernel: Float[Array, "I O"], out_dtype: jnp
 
     fp32 products are asked for in full precision (GPUs would otherwise round the inputs to TF32).
     """
-    precision = jax.lax.Precision.HIGHEST if kernel.dtype == jnp.float32 else None
     rows = x.reshape(-1, x.shape[-1])  # XLA:CPU computes the weight gradient of a 3-D product 5 times slower.
-    out = jnp.dot(rows, kernel, precision=precision, preferred_element_type=out_dtype or x.dtype)
+    if x.dtype == kernel.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+        out = _dot_bf16_cpu(rows, kernel).astype(out_dtype or x.dtype)
+    else:
+        precision = jax.lax.Precision.HIGHEST if kernel.dtype == jnp.float32 else None
+        out = jnp.dot(rows, kernel, precision=precision, preferred_element_type=out_dtype or x.dtype)
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def _dot_bf16_cpu(rows: Float[Array, "R I"], kernel: Float[Array, "I O"]) -> Float[Array, "R O"]:
+    """Multiply in the one form in which XLA:CPU reads a bf16 matrix as it is, without an fp32 copy of it.
+
+    That is YNNPACK's product: of two rows or more, with an fp32 result. Fewer than 8 rows are padded to as many as a
+    verification has, so that a row rounds alike in both.
+    """
+    padded = jnp.pad(rows, ((0, max(8 - len(rows), 0)), (0, 0)))
+    return jnp.dot(padded, kernel, preferred_element_type=jnp.float32)[: len(rows)]
 
 
 class Linear(nn.Module):
