@@ -109,7 +109,7 @@ def plan(params: Params, options: Options) -> Plan:
         eta=eta,
         controls=dec.Controls(*traced),
         max_new_tokens=integer("max_new_tokens", options.max_new_tokens, 0),
-        stop_strings=_stop_strings(options.stop_strings),
+        stop_strings=_stop_strings(params, options.stop_strings),
         seed=seed,
         copies=copies,
     )
@@ -179,7 +179,7 @@ def _eos_ids(params: Params, eos_token_id: int | Sequence[int] | None) -> np.nda
     return np.array(ids + [-1] * (-len(ids) % 4 or 4 * (not ids)), np.int32)
 
 
-def _stop_strings(stop_strings: str | Sequence[str] | None) -> tuple[str, ...]:
+def _stop_strings(params: Params, stop_strings: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return the strings that end the text."""
     if stop_strings is None:
         return ()
@@ -189,4 +189,5 @@ def _stop_strings(stop_strings: str | Sequence[str] | None) -> tuple[str, ...]:
         raise ValueError(f"stop_strings is {stop_strings!r:.60}; pass {expected}")
     if "" in given:
         raise ValueError(f"stop_strings has an empty string, which is everywhere; pass {expected}")
+    params.tokenizer.encode("")  # Raises where there is none: no text would ever hold them.
     return tuple(text("stop_strings", item) for item in given)

@@ -10,7 +10,7 @@ from flax import struct
 
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
 from kangaroo_jax.store import Placement, find_adapter, load_adapter, load_target, read_config, resolve
-from kangaroo_jax.text import Tokenizer, load_tokenizer
+from kangaroo_jax.text import Tokenizer, find_tokenizer
 
 
 class Params(struct.PyTreeNode):
@@ -21,7 +21,7 @@ class Params(struct.PyTreeNode):
         adapter: params of the adapter, or None when the model has none (plain decoding only).
         config: shape of the target.
         draft: exit layer and default gamma and eta, or None without an adapter.
-        tokenizer: turns text into ids and back.
+        tokenizer: turns text into ids and back; without tokenizer files, only ids go in and out.
         name: what it was loaded as, for messages.
     """
 
@@ -77,4 +77,4 @@ def load(
             f"exit_layer is {exit_layer!r:.60}, but {name} has no adapter; give one: load(..., adapter=DIR)"
         )
     config, target, _ = load_target(name, dtype, sharding)
-    return Params(target, adapter_params, config, draft, load_tokenizer(directory), str(name))
+    return Params(target, adapter_params, config, draft, find_tokenizer(directory), str(name))

@@ -72,3 +72,17 @@ def test_adapters_are_refused_before_the_target_is_read(unreadable: Path, theirs
     shutil.rmtree(unreadable / "adapter")
     refused(unreadable, r"exit_layer is 1, but .*unreadable has no adapter; give one", exit_layer=1)
     refused(unreadable, "is not a complete safetensors file")
+
+
+def test_without_tokenizer_files_ids_go_in_and_out(tiny_model: Path, tiny: Params, tmp_path: Path) -> None:
+    bare = Path(shutil.copytree(tiny_model, tmp_path / "bare"))
+    for file in bare.glob("tokenizer*"):
+        file.unlink()
+    params, ids = load(bare), tiny.tokenizer.encode("def f(")
+    out = kangaroo_jax.generate(params, ids, max_new_tokens=9)
+    assert out.token_ids == kangaroo_jax.generate(tiny, ids, max_new_tokens=9).token_ids
+    assert out.text == "" and list(kangaroo_jax.stream(params, ids, max_new_tokens=3)) == []
+    expected = "bare has neither tokenizer.json nor tokenizer.model; .*, or pass token ids"
+    for prompt, options in (("def f(", {}), (ids, {"stop_strings": "x"})):
+        with pytest.raises(ValueError, match=expected):
+            kangaroo_jax.generate(params, prompt, **options)

@@ -73,6 +73,37 @@ class Tokenizer:
         return self._backend.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
+class NoTokenizer(Tokenizer):
+    """Stands in where a checkpoint has no tokenizer files: ids go in and ids come out, all text is empty."""
+
+    def __init__(self, directory: Path | str) -> None:
+        self._directory = directory
+        self.special_ids = self.byte_ids = frozenset()
+        self.chat_template = None
+
+    def encode(self, text: str) -> list[int]:
+        """Raise ValueError: there is nothing to encode with."""
+        raise ValueError(f"{_lacking(self._directory)}, or pass token ids")
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]], chat_template: str) -> list[int]:
+        """Raise ValueError, as ``encode``."""
+        return self.encode("")
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Return no text."""
+        return ""
+
+
+def find_tokenizer(directory: Path | str) -> Tokenizer:
+    """Load the tokenizer of a checkpoint directory; without tokenizer files, return a ``NoTokenizer``.
+
+    Raises:
+        ValueError: if the files cannot be read.
+    """
+    directory = Path(directory)
+    return load_tokenizer(directory) if _has_files(directory) else NoTokenizer(directory)
+
+
 def load_tokenizer(directory: Path | str) -> Tokenizer:
     """Load the tokenizer of a checkpoint directory; nothing is downloaded.
 
@@ -85,16 +116,22 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"no directory {directory} to load a tokenizer from; pass the folder of a checkpoint")
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        raise ValueError(
-            f"{directory} has neither tokenizer.json nor tokenizer.model; copy the checkpoint's tokenizer files there"
-        )
+    if not _has_files(directory):
+        raise ValueError(_lacking(directory))
     try:
         return Tokenizer(_load_backend(directory))
     except Exception as error:  # The backend raises bare Exception, ValueError, KeyError, ... for a broken file.
         raise ValueError(
             f"the tokenizer files in {directory} cannot be read ({_reason(error)}); copy them again"
         ) from error
+
+
+def _has_files(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+
+
+def _lacking(directory: Path | str) -> str:
+    return f"{directory} has neither tokenizer.json nor tokenizer.model; copy the checkpoint's tokenizer files there"
 
 
 def _reason(error: Exception) -> str:
