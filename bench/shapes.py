@@ -2,8 +2,9 @@
 
     python -m bench.shapes vicuna-7b --out DIR
 
-The files are those the models are published as: ``config.json`` and fp16 ``pytorch_model-*-of-*.bin`` shards. Speed and
-memory depend on shapes alone, as long as no weight is zero; the text such a model writes is noise.
+The files are those the models are published as: ``config.json`` and fp16 ``pytorch_model-*-of-*.bin`` shards. An untrained
+adapter lies beside them, so that Kangaroo runs, too. Speed and memory depend on shapes alone, as long as no weight is
+zero; the text such a model writes is noise, and hardly a draft is accepted.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
-from kangaroo_jax.model import LlamaConfig
+from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter
+from kangaroo_jax.store import save_adapter
 from kangaroo_jax.store.files import check_vacant, whole_directory, write_json
 from kangaroo_jax.store.hf import TORCH_INDEX, TORCH_SINGLE
 from kangaroo_jax.store.mapping import entries
@@ -64,7 +67,7 @@ class RandomTensor:
 
 
 def write_random(directory: Path, config: LlamaConfig, seed: int = 0, shard_bytes: int = 10 * 10**9) -> None:
-    """Write a random fp16 checkpoint in torch's format, one tensor in memory at a time.
+    """Write a random fp16 checkpoint in torch's format, one tensor in memory at a time, and an untrained adapter.
 
     Args:
         directory: the destination; appears when all is written.
@@ -90,6 +93,8 @@ def write_random(directory: Path, config: LlamaConfig, seed: int = 0, shard_byte
             total = sum(tensor.nbytes for tensor in tensors.values())
             write_json(staged / TORCH_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
         write_json(staged / "config.json", config.to_hf() | {"torch_dtype": "float16"})
+        draft = KangarooConfig(max(config.num_hidden_layers // 14, 1))  # 2 of 32 layers, 3 of 40 (paper, section 4).
+        save_adapter(staged / "adapter", config, draft, jax.device_get(init_adapter(config, jax.random.key(seed))), {})
 
 
 def _shards(tensors: dict[str, RandomTensor], limit: int) -> Iterator[dict[str, RandomTensor]]:
