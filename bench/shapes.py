@@ -3,8 +3,8 @@
     python -m bench.shapes vicuna-7b --out DIR
 
 The files are those the models are published as: ``config.json`` and fp16 ``pytorch_model-*-of-*.bin`` shards. Beside
-them lies an untrained adapter, so that Kangaroo runs, too. Speed and memory depend on shapes alone, as long as no weight
-is zero; the text such a model writes is noise, and hardly a draft is accepted.
+them lies an untrained adapter, so that Kangaroo runs, too. Speed and memory depend on shapes alone, as long as no
+weight is zero; the text such a model writes is noise, and hardly a draft is accepted.
 """
 
 from __future__ import annotations
