@@ -22,7 +22,7 @@ from kangaroo_jax.store import EMBEDDED, load_adapter, load_target, save_adapter
 from kangaroo_jax.text import load_tokenizer
 from train.corpus import TokenTexts, split_sources, standard_library
 from train.data import read_texts, tokenize, window_batch
-from train.loop import fit, replicate
+from train.loop import Evaluation, fit, replicate
 from train.loss import distillation_loss
 from train.options import build_parser, check_against_target, check_numbers, make_optimizer
 from train.record import claim, last_training_figures, run_settings, text_digest
@@ -99,7 +99,7 @@ def train(run: Run, args: argparse.Namespace) -> None:
     figures: dict[str, float] = {}
     evaluate = make_evaluation(loss, target, run.held, args.batch_size, args.length)
 
-    def remember(params: Any) -> dict[str, float]:
+    def remember(step: int, params: Any) -> dict[str, float]:
         figures.update(evaluate(params))
         return figures
 
@@ -120,12 +120,11 @@ def train(run: Run, args: argparse.Namespace) -> None:
         args.steps,
         run.workspace,
         save_every=args.save_every,
-        eval_every=args.eval_every,
-        evaluate=remember,
+        evaluations=[Evaluation(args.eval_every, remember)],
         name="adapter",
     )
     if not figures:
-        remember(state.params)
+        remember(int(state.step), state.params)
     steps = int(state.step)
     name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model  # Paths are of one machine.
     record = {

@@ -20,7 +20,7 @@ import optax
 from kangaroo_jax.model import LlamaConfig, forward, init_params
 from train.corpus import BOS, EOS, VOCAB_SIZE, SourceFile, sample_windows, split_sources, standard_library
 from train.export import export_joey
-from train.loop import fit
+from train.loop import Evaluation, fit
 from train.step import init_state, make_eval_step, make_train_step, split_devices
 
 
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
 
     held = held_out_windows(held_files, 64, args.window + 1)
 
-    def evaluate(params: Any) -> dict[str, float]:
+    def evaluate(step: int, params: Any) -> dict[str, float]:
         sums = [evaluate_batch(params, {}, split_devices(part, jax.local_device_count())) for part in np.split(held, 4)]
         return {"held_out_loss": float(sum(s["loss"] for s in sums) / sum(s["tokens"] for s in sums))}
 
@@ -129,7 +129,8 @@ def main(argv: list[str] | None = None) -> None:
     state = init_state(params, optimizer)
     long_from = args.steps - args.long_steps
     for window, until in ((args.window, long_from), (config.max_position_embeddings, args.steps)):
-        state = fit(step, state, {}, batches(window), until, args.out, evaluate=evaluate, name=f"joey {window}")
+        held_out = Evaluation(200, evaluate)
+        state = fit(step, state, {}, batches(window), until, args.out, evaluations=[held_out], name=f"joey {window}")
     if args.export:
         done = export_joey(config, args.out / "checkpoints", args.export)
         print(f"joey of step {done} written to {args.export}")

@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import dataclasses
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from train.checkpoints import Checkpoints
+from train.metrics import Recorder
 from train.step import TrainState, split_devices
+
+_SHOWN = ("loss", "acceptance", "top1")
+
+
+class Terminated(Exception):
+    """SIGTERM has come: the step in progress was finished and its state saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Something that is measured now and then.
+
+    Attributes:
+        every: steps between two measurements; the last step is always measured.
+        run: ``(step, params) -> figures``.
+    """
+
+    every: int
+    run: Callable[[int, Any], Mapping[str, float]]
 
 
 def replicate(tree: Any) -> Any:
@@ -25,27 +46,34 @@ def replicate(tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def on_local_devices(batch: Any) -> Any:
+    """Split a host's rows over its devices."""
+    return split_devices(batch, jax.local_device_count())
+
+
 @contextlib.contextmanager
-def deferred_interrupt() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event that is set; a second one interrupts at once.
+def deferred_stops() -> Iterator[list[int]]:
+    """Collect the numbers of the first SIGINT and of every SIGTERM; a second Ctrl-C interrupts at once.
 
     A step donates the state it is given: an exception between the step's return and the assignment of its result would
     leave nothing to save.
     """
-    asked = threading.Event()
+    asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        asked.append(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     if threading.current_thread() is not threading.main_thread():  # Only the main thread may set a handler.
         yield asked
         return
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def fit(
@@ -57,62 +85,103 @@ def fit(
     directory: Path,
     *,
     save_every: int = 200,
-    eval_every: int = 200,
-    evaluate: Callable[[Any], dict[str, float]] | None = None,
+    keep: int = 2,
+    log_every: int = 10,
+    evaluations: Sequence[Evaluation] = (),
     name: str = "train",
+    place: Callable[[Any], Any] = on_local_devices,
+    wandb: str | None = None,
+    settings: Any = None,
 ) -> TrainState:
     """Train until ``steps`` optimiser steps are done, resuming from the newest checkpoint in ``directory``.
 
     Args:
         step_fn: from ``train.step.make_train_step``.
         state: the state to start from when there is no checkpoint.
-        frozen: what the step reads and never changes.
+        frozen: what the step reads and never changes; on the devices already.
         batches: ``batches(first_step)`` yields batches from that step on: arrays, or trees of arrays, ``[rows, ...]``.
         steps: total number of optimiser steps.
-        directory: holds ``checkpoints/`` and ``log.jsonl``.
+        directory: holds ``checkpoints/``, ``log.jsonl`` and ``tensorboard/``.
         save_every: optimiser steps between checkpoints; the last step is always saved.
-        eval_every: optimiser steps between evaluations; the last step is always evaluated.
-        evaluate: ``params -> figures``, or None.
+        keep: number of checkpoints that are kept.
+        log_every: steps between two records; a record is of its step, but for ``tokens_per_second``.
+        evaluations: measured now and then; nothing of them is lost to a kill, for they come before the checkpoint.
         name: label of the progress bar.
+        place: puts a batch where the step takes it.
+        wandb: project at Weights & Biases, or None.
+        settings: shown there.
 
     Returns:
         The state after the last step.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, at the end of the step in progress, with a checkpoint saved.
+        Terminated: likewise after SIGTERM.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    state, frozen = replicate(state), replicate(frozen)
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
-    with (
-        ocp.CheckpointManager((directory / "checkpoints").absolute(), options=options) as manager,
-        deferred_interrupt() as interrupted,
-    ):
-        if (newest := manager.latest_step()) is not None:
-            state = manager.restore(newest, args=ocp.args.StandardRestore(state))
+    checkpoints = Checkpoints(directory / "checkpoints", keep)
+    with contextlib.closing(checkpoints), deferred_stops() as stops:
+        state = checkpoints.restore(state)
         first = int(state.step)
-        stream = batches(first)
-        devices = jax.local_device_count()
-        with tqdm(total=steps, initial=first, desc=name, unit="step", mininterval=1.0) as bar:
+        writes = jax.process_index() == 0
+        recorder = Recorder(directory, first, wandb, settings) if writes else None
+        state, stream = replicate(state), batches(first)
+        with (
+            contextlib.closing(recorder) if recorder else contextlib.nullcontext(),
+            tqdm(total=steps, initial=first, desc=name, unit="step", mininterval=1.0, disable=not writes) as bar,
+        ):
+            meter = _Meter()
             for done in range(first + 1, steps + 1):
-                state, means = step_fn(state, frozen, split_devices(next(stream), devices))
+                state, means = step_fn(state, frozen, place(next(stream)))
                 bar.update()
+                meter.count(means)
                 last = done == steps
-                if done % 10 == 0 or last:
-                    figures = {key: float(value) for key, value in means.items()}
-                    bar.set_postfix({key: f"{value:.3f}" for key, value in figures.items() if key != "tokens"})
-                    _log(directory, done, figures)
-                if evaluate and (done % eval_every == 0 or last):
-                    held = evaluate(state.params)
-                    _log(directory, done, held)
-                    bar.write(f"step {done}: " + ", ".join(f"{key} {value:.4f}" for key, value in held.items()))
-                if done % save_every == 0 or last or interrupted.is_set():
-                    manager.save(done, args=ocp.args.StandardSave(state))
-                if interrupted.is_set():
-                    raise KeyboardInterrupt
+                if done % log_every == 0 or last:
+                    figures = meter.read()
+                    bar.set_postfix({key: f"{figures[key]:.3f}" for key in _SHOWN if key in figures} | meter.speed())
+                    _write(recorder, done, figures)
+                for evaluation in evaluations:
+                    if done % evaluation.every == 0 or last:
+                        held = evaluation.run(done, state.params)
+                        _write(recorder, done, held)
+                        bar.write(f"step {done}: " + ", ".join(f"{key} {value:.4f}" for key, value in held.items()))
+                        meter.restart()
+                if done % save_every == 0 or last or stops:
+                    checkpoints.save(done, state)
+                if stops and not last:
+                    raise KeyboardInterrupt if signal.SIGINT in stops else Terminated
     return state
 
 
-def _log(directory: Path, step: int, figures: dict[str, float]) -> None:
-    with (directory / "log.jsonl").open("a") as file:
-        file.write(json.dumps({"step": step, **figures}) + "\n")
+class _Meter:
+    """Figures of the steps since the last record; nothing waits for the device before it is read."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin to measure the time anew."""
+        self._tokens: list[Any] = []
+        self._means: dict[str, Any] = {}
+        self._began = time.perf_counter()
+        self._rate = 0.0
+
+    def count(self, means: dict[str, Any]) -> None:
+        self._tokens.append(means.get("tokens", 0))
+        self._means = means
+
+    def read(self) -> dict[str, float]:
+        """Return the means of the last step, and the tokens per second since the last reading."""
+        figures = {key: float(value) for key, value in self._means.items()}  # Waits for the step.
+        tokens = float(sum(map(float, self._tokens)))
+        rate = tokens / (time.perf_counter() - self._began)
+        self.restart()
+        self._rate = rate
+        return figures | {"tokens_per_second": rate}
+
+    def speed(self) -> dict[str, str]:
+        return {"tokens/s": f"{self._rate:,.0f}"}
+
+
+def _write(recorder: Recorder | None, step: int, figures: Mapping[str, float]) -> None:
+    if recorder is not None:
+        recorder.write(step, figures)

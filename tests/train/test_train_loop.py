@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import numpy as np
 import optax
 import pytest
 
-from train.loop import fit
+from train.loop import Evaluation, Terminated, fit
+from train.metrics import read_log
 from train.step import TrainState, init_state, make_train_step, split_devices
 
 
@@ -70,11 +72,69 @@ def test_ctrl_c_ends_the_step_saves_and_resumes(tmp_path: Path) -> None:
     assert (np.asarray(again.params["w"]) == np.asarray(whole.params["w"])).all()
 
 
+def test_sigterm_ends_the_step_saves_and_resumes(tmp_path: Path) -> None:
+    def terminated(first: int) -> Iterator[dict[str, np.ndarray]]:
+        for index, batch in enumerate(batches(first), first):
+            if index == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated):
+        run(tmp_path / "stopped", 9, terminated, save_every=100)
+    assert signal.getsignal(signal.SIGTERM) is before
+    again, whole = run(tmp_path / "stopped", 9), run(tmp_path / "whole", 9)
+    assert (np.asarray(again.params["w"]) == np.asarray(whole.params["w"])).all()
+
+
+def test_as_many_checkpoints_are_kept_as_asked_for(tmp_path: Path) -> None:
+    run(tmp_path, 7, save_every=1, keep=3)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["5", "6", "7"]
+
+
 def test_evaluations_and_figures_are_logged(tmp_path: Path) -> None:
-    run(tmp_path, 5, eval_every=2, evaluate=lambda params: {"held_out_w": float(params["w"][0])})
-    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records if "held_out_w" in record] == [2, 4, 5]
-    assert [record["step"] for record in records if "loss" in record] == [5]
+    held = Evaluation(2, lambda step, params: {"held_out_w": float(params["w"][0])})
+    seldom = Evaluation(3, lambda step, params: {"seldom": float(step)})
+    run(tmp_path, 5, evaluations=[held, seldom], log_every=4)
+    curves = read_log(tmp_path / "log.jsonl")
+    assert [step for step, _ in curves["held_out_w"]] == [2, 4, 5]
+    assert curves["seldom"] == [(3, 3.0), (5, 5.0)]
+    assert [step for step, _ in curves["loss"]] == [4, 5] == [step for step, _ in curves["tokens_per_second"]]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import jax, numpy as np
+sys.path.insert(0, str(Path(sys.argv[1])))
+import test_train_loop as here
+state = here.run(Path(sys.argv[2]), int(sys.argv[3]), save_every=3, log_every=1)
+np.save(Path(sys.argv[2]) / "w.npy", np.asarray(state.params["w"]))
+"""
+
+
+def killed_again_and_again(directory: Path, steps: int, kills: int) -> None:
+    """Run to the end, killing the process ``kills`` times at moments that a seed chooses."""
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(directory), str(steps)]
+    root, rng = Path(__file__).parents[2], np.random.default_rng(steps)
+    log = directory / "log.jsonl"
+    for kill in range(kills):
+        until = steps * (kill + rng.random()) / (kills + 1)
+        with subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and not (log.is_file() and len(log.read_text().splitlines()) > until):
+                time.sleep(0.001)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(("steps", "kills"), [(90, 2), pytest.param(200, 10, marks=pytest.mark.full)])
+def test_killed_at_any_moment_it_ends_in_the_same_bits(tmp_path: Path, steps: int, kills: int) -> None:
+    killed_again_and_again(tmp_path / "killed", steps, kills)
+    whole = run(tmp_path / "whole", steps, save_every=3)
+    assert (np.load(tmp_path / "killed" / "w.npy") == np.asarray(whole.params["w"])).all()
+    steps_logged = [step for step, _ in read_log(tmp_path / "killed" / "log.jsonl")["loss"]]
+    assert steps_logged == list(range(1, steps + 1))
 
 
 def test_rows_must_divide_over_the_devices() -> None:
@@ -122,3 +182,46 @@ def test_two_devices_train_the_params_that_one_does(tmp_path: Path) -> None:
     assert one.keys() == two.keys()
     for name, value in one.items():
         np.testing.assert_allclose(two[name], value, rtol=2e-4, atol=2e-5)
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+import jax, numpy as np
+sys.path.insert(0, sys.argv[1])
+index, steps = int(sys.argv[3]), int(sys.argv[4])
+jax.distributed.initialize(sys.argv[5], 2, index)
+import test_train_loop as here
+
+def share(first):
+    for batch in here.batches(first):
+        yield {name: values[index::2] for name, values in batch.items()}
+
+state = here.run(Path(sys.argv[2]), steps, share, save_every=4, log_every=1)
+if index == 1:
+    np.save(Path(sys.argv[2]) / "w.npy", np.asarray(state.params["w"]))
+"""
+
+
+def two_processes(directory: Path, steps: int) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    here, root = str(Path(__file__).parent), Path(__file__).parents[2]
+    commands = [
+        [sys.executable, "-c", TWO_PROCESSES, here, str(directory), str(index), str(steps), address] for index in (0, 1)
+    ]
+    processes = [subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) for command in commands]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+
+
+def test_two_processes_have_the_losses_of_one_and_resume(tmp_path: Path) -> None:
+    two_processes(tmp_path / "two", 6)
+    two_processes(tmp_path / "two", 10)  # Goes on from step 6; the second process has no checkpoints of its own.
+    whole = run(tmp_path / "one", 10, log_every=1)
+    np.testing.assert_allclose(np.load(tmp_path / "two" / "w.npy"), np.asarray(whole.params["w"]), rtol=1e-5)
+    one, two = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
+    for name in ("loss", "tokens", "grad_norm"):
+        assert [step for step, _ in two[name]] == list(range(1, 11))
+        np.testing.assert_allclose([value for _, value in two[name]], [value for _, value in one[name]], rtol=1e-5)

@@ -1,0 +1,111 @@
+"""Where the figures of a run go: a JSONL file and TensorBoard, always; Weights & Biases when asked."""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kangaroo_jax.store.files import whole_file
+
+LOG = "log.jsonl"
+
+
+class Recorder:
+    """Writes figures by step; a resumed run goes on in the same files, behind the step it resumes from.
+
+    Attributes:
+        directory: holds ``log.jsonl`` and ``tensorboard/``, and ``wandb/`` when that is asked for.
+    """
+
+    def __init__(self, directory: Path, step: int = 0, wandb: str | None = None, settings: Any = None) -> None:
+        """Open the files.
+
+        Args:
+            directory: of the run.
+            step: what is there already; records of later steps, of a run that was killed, are dropped.
+            wandb: project at Weights & Biases, or None. Its own environment variables hold (``WANDB_MODE=offline``).
+            settings: shown there beside the run.
+
+        Raises:
+            ValueError: if a library that is asked for is not installed.
+        """
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self._log = directory / LOG
+        _drop_after(self._log, step)
+        self._board = _tensorboard(directory / "tensorboard", step)
+        self._wandb = None if wandb is None else _start_wandb(directory, wandb, settings)
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Write figures of one step; names go to all places as they are."""
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **figures}) + "\n")
+        for name, value in figures.items():
+            self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(figures), step=step)
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_log(log: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return the curves of a run: name -> (step, value), in order; values that are not finite are left out."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for record in _records(log):
+        step = record.pop("step")
+        for name, value in record.items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                curves.setdefault(name, []).append((step, value))
+    return curves
+
+
+def _records(log: Path) -> list[dict[str, Any]]:
+    """Return the lines of a log; one that a kill has cut short is left out."""
+    records = []
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def _drop_after(log: Path, step: int) -> None:
+    kept = [record for record in _records(log) if record["step"] <= step]
+    with whole_file(log) as staged:
+        staged.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+
+def _tensorboard(directory: Path, step: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ValueError("training writes TensorBoard files; install it: pip install 'kangaroo-jax[train]'") from error
+    return SummaryWriter(str(directory), purge_step=step + 1 if step else None)
+
+
+def _start_wandb(directory: Path, project: str, settings: Any) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError("--wandb needs its library: pip install wandb") from error
+    # One run for all processes that go on with it.
+    marker = directory / "wandb-run.txt"
+    if not marker.is_file():
+        marker.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
+    return wandb.init(
+        project=project,
+        id=marker.read_text(encoding="utf-8").strip(),
+        resume="allow",
+        dir=str(directory),
+        name=directory.name,
+        config=settings,
+    )
