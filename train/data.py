@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -20,7 +19,6 @@ from train.record import text_digest
 from train.render import Renderer, Sample, find_template
 from train.rows import BadRow, BadRows, Source, find_sources, table_rows
 from train.texts import Encoder, Unit, file_units, held_out, split_units, tokenize
-from train.texts import window_batch as window_batch
 
 KNOWN = (*COLUMNS, TEXT_COLUMN)
 # A data set without any of them is refused after so many rows, not after all of them.
@@ -49,9 +47,21 @@ class Data:
         """Training tokens of an epoch."""
         return self.training.tokens
 
+    def seen(self, steps: int) -> int:
+        """Return the tokens in the batches of so many steps, without padding; of conversations, on average."""
+        if isinstance(self.training, Windows):
+            return steps * self.training.shape.rows * self.training.shape.length
+        return round(steps * self.tokens.all / self.training.steps)
+
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Yield ``{"tokens", "mask"}`` of ``first_step`` and later steps, without end."""
         return self.training.batches(first_step)
+
+    def samples(self, count: int) -> Batch:
+        """Return the first ``count`` rows to be trained on, or a batch if that is less; no empty ones."""
+        batch = next(self.batches(0))
+        filled = batch["tokens"].any(axis=1)
+        return {name: value[filled][:count] for name, value in batch.items()}
 
     def held_out_batches(self, count: int = HELD_OUT_BATCHES) -> Iterator[Batch]:
         """Yield ``count`` batches of held-out data, the same in every run; fewer if there are no more."""
@@ -142,18 +152,12 @@ def conversation_data(found: Found, renderer: Renderer, shape: Shape, names: Seq
     if not samples:
         _nothing(names, found.bad)
     if len(samples) < 2:
-        raise ValueError(f"one conversation in {', '.join(names)}; validation needs a second one")
+        raise ValueError(f"one conversation in {', '.join(names)}; validation needs a second one; {found.bad}")
     sides: tuple[list[Sample], list[Sample]] = ([], [])
     for sample, side in zip(samples, held_out(keys), strict=True):
         sides[side].append(sample)
     text = TokenTexts([sample.tokens for sample in sides[0]], None, None, np.empty(0, np.int32))
     return Data(Conversations(sides[0], shape), Conversations(sides[1], shape), found.bad, text_digest(text))
-
-
-def read_texts(paths: Sequence[Path]) -> tuple[list[str], list[str]]:
-    """Return (training texts, held-out texts) of folders and files of plain text."""
-    names = [str(path) for path in paths]
-    return split_units(read_sources(names).units, names)
 
 
 def read_sources(names: Sequence[str], limit: int | None = None) -> Found:

@@ -117,6 +117,7 @@ def test_conversations_are_held_out_by_what_they_say(tmp_path: Path) -> None:
     assert 2 <= len(held) <= 25 and len(held) + len(texts(data.training)) == 200
     assert data.digest != again.digest and data.digest == load(tmp_path / "c.jsonl", rows).digest
     assert data.tokens.trained == (len("reply") + 1) * (200 - len(held))  # joey's template ends a reply with a line.
+    assert data.samples(3)["tokens"].shape[0] == 3
     assert same(list(data.held_out_batches(9)), list(data.held_out.fixed(9)))
     assert same(take(data.batches(3), 2), take(data.training.batches(0), 5)[3:])
 
@@ -127,6 +128,9 @@ def test_rows_that_cannot_be_rendered_are_counted(tmp_path: Path) -> None:
     assert dict(data.bad_rows.counts) == {"conversations is empty": 1, "no reply within 256 tokens": 1}
     assert data.bad_rows.first["no reply within 256 tokens"] == [f"{tmp_path / 'a.jsonl'}:6"]
     assert len(data.training.samples) + len(data.held_out.samples) == 5
+    for count in (1, 99):  # A batch of four that holds fewer has empty rows, which are not shown.
+        rows = data.samples(count)["tokens"]
+        assert len(rows) == min(count, int(next(data.batches(0))["tokens"].any(1).sum())) and rows.any(1).all()
 
 
 @pytest.mark.parametrize(
