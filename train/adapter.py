@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter
-from kangaroo_jax.store import EMBEDDED, load_adapter, load_target, save_adapter
+from kangaroo_jax.store import EMBEDDED, load_adapter, load_target, read_config, resolve, save_adapter
 from kangaroo_jax.text import load_tokenizer
-from train.corpus import TokenTexts, split_sources, standard_library
-from train.data import read_texts, tokenize, window_batch
+from train.batches import Shape
+from train.corpus import split_sources, standard_library
+from train.data import Data, load_data, text_data
 from train.loop import Evaluation, fit, replicate
 from train.loss import distillation_loss
 from train.options import build_parser, check_against_target, check_numbers, make_optimizer
-from train.record import claim, last_training_figures, run_settings, text_digest
+from train.record import claim, last_training_figures, run_settings
+from train.render import show_mask
 from train.step import init_state, make_eval_step, make_train_step, split_devices
-
-EVAL_BATCHES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +38,7 @@ class Run:
         target: the target's frozen params.
         draft: what the adapter's config will say.
         adapter: fp32 params to start from.
-        texts: training text.
-        held: held-out text.
+        data: training and held-out data.
         out: where the adapter goes.
         settings: what a resumed run must share with the one it resumes.
     """
@@ -50,8 +47,7 @@ class Run:
     target: Any
     draft: KangarooConfig
     adapter: Any
-    texts: TokenTexts
-    held: TokenTexts
+    data: Data
     out: Path
     settings: dict[str, Any]
 
@@ -84,11 +80,49 @@ def prepare(args: argparse.Namespace) -> Run:
                 f"pass --exit-layer {other.exit_layer} or another adapter"
             )
     settings = run_settings(args, config, target)
-    texts, held = _texts(args, config, directory)
-    settings |= {"training_tokens": _count(texts), "text": text_digest(texts)}
-    run = Run(config, target, draft, adapter, texts, held, out, settings)
+    data = read_data(args, config, directory)
+    settings |= {"training_tokens": data.tokens.all, "text": data.digest}
+    run = Run(config, target, draft, adapter, data, out, settings)
     claim(run.workspace, settings)
     return run
+
+
+def read_data(args: argparse.Namespace, config: LlamaConfig, directory: Path) -> Data:
+    """Return the data that the options name; ``directory`` has the tokenizer.
+
+    Raises:
+        ValueError: in one line, if there is none, or none of use.
+    """
+    if not args.data and args.model not in EMBEDDED:
+        raise ValueError(f"--data is missing; pass text or conversations for {args.model}: folders, files or hub ids")
+    tokenizer = load_tokenizer(directory)
+    shape = Shape(args.batch_size, args.length, args.seed)
+    ends = config.eos_token_id or ()
+    if not args.data:
+        training, held = ([file.data.decode() for file in side] for side in split_sources([standard_library()]))
+        return text_data((training, held), tokenizer, shape, ends[0] if ends else None)
+    return load_data(
+        args.data,
+        tokenizer,
+        shape,
+        model=args.model,
+        eos_ids=ends,
+        upstream=args.mask == "upstream",
+        chat_template=args.chat_template.read_text() if args.chat_template else None,
+        limit=args.data_rows,
+    )
+
+
+def show(args: argparse.Namespace) -> None:
+    """Print rows of training data with the tokens marked whose predictions count; the target is not loaded."""
+    check_numbers(args)
+    directory = resolve(args.model)
+    config = read_config(directory)
+    check_against_target(args, config)
+    data = read_data(args, config, directory)
+    print(show_mask(data.samples(args.show_mask), load_tokenizer(directory), colour=sys.stdout.isatty()))
+    left_out = f"; {data.bad_rows}" if data.bad_rows.seen else ""
+    print(f"{data.tokens.trained:,} of {data.tokens.all:,} tokens are predicted{left_out}")
 
 
 def train(run: Run, args: argparse.Namespace) -> None:
@@ -97,26 +131,24 @@ def train(run: Run, args: argparse.Namespace) -> None:
     optimizer = make_optimizer(args)
     target = replicate(run.target)
     figures: dict[str, float] = {}
-    evaluate = make_evaluation(loss, target, run.held, args.batch_size, args.length)
+    evaluate = make_evaluation(loss, target, run.data)
 
     def remember(step: int, params: Any) -> dict[str, float]:
         figures.update(evaluate(params))
         return figures
 
-    def batches(first: int) -> Iterator[dict[str, np.ndarray]]:
-        for step in itertools.count(first):
-            yield window_batch(run.texts, args.batch_size, args.length, (args.seed, step))
-
     print(
         f"{args.model}: adapter of {sum(x.size for x in jax.tree.leaves(run.adapter)):,} parameters at exit layer "
-        f"{args.exit_layer} of {run.config.num_hidden_layers}; {_count(run.texts):,} tokens of training text, "
-        f"{_count(run.held):,} held out"
+        f"{args.exit_layer} of {run.config.num_hidden_layers}; {run.data.tokens.all:,} tokens of training text, "
+        f"{run.data.tokens.trained:,} of them predicted, {run.data.held_out.tokens.all:,} held out"
     )
+    if run.data.bad_rows.counts:
+        print(run.data.bad_rows)
     state = fit(
         make_train_step(loss, optimizer),
         init_state(run.adapter, optimizer),
         target,
-        batches,
+        run.data.batches,
         args.steps,
         run.workspace,
         save_every=args.save_every,
@@ -130,7 +162,7 @@ def train(run: Run, args: argparse.Namespace) -> None:
     record = {
         "model": name,
         "steps": steps,
-        "tokens": steps * args.batch_size * args.length,
+        "tokens": run.data.seen(steps),
         **last_training_figures(run.workspace / "log.jsonl"),
         **figures,
         **run.settings,
@@ -139,13 +171,11 @@ def train(run: Run, args: argparse.Namespace) -> None:
     print(f"adapter of {steps} steps written to {run.out}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
 
 
-def make_evaluation(
-    loss: Callable[..., Any], target: Any, held: TokenTexts, rows: int, length: int
-) -> Callable[[Any], dict[str, float]]:
-    """Build ``params -> held-out means`` over a fixed set of windows of held-out text."""
+def make_evaluation(loss: Callable[..., Any], target: Any, data: Data) -> Callable[[Any], dict[str, float]]:
+    """Build ``params -> held-out means`` over a fixed set of batches of held-out data."""
     step = make_eval_step(loss)
     devices = jax.local_device_count()
-    batches = [split_devices(window_batch(held, rows, length, (index,)), devices) for index in range(EVAL_BATCHES)]
+    batches = [split_devices(batch, devices) for batch in data.held_out_batches()]
 
     def evaluate(params: Any) -> dict[str, float]:
         sums = [step(params, target, batch) for batch in batches]
@@ -160,6 +190,8 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     try:
         try:
+            if args.show_mask:
+                return show(args)
             run = prepare(args)
         except (ValueError, OSError) as error:
             raise SystemExit(f"error: {error}") from error
@@ -167,24 +199,6 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None
-
-
-def _texts(args: argparse.Namespace, config: LlamaConfig, directory: Path) -> tuple[TokenTexts, TokenTexts]:
-    """Return tokenised training and held-out text."""
-    if args.data:
-        sides = read_texts(args.data)
-    elif args.model in EMBEDDED:
-        train_files, held_files = split_sources([standard_library()])
-        sides = [file.data.decode() for file in train_files], [file.data.decode() for file in held_files]
-    else:
-        raise ValueError(f"--data is missing; pass text for {args.model}: folders or files")
-    tokenizer = load_tokenizer(directory)
-    eos = config.eos_token_id[0] if config.eos_token_id else None
-    return tokenize(sides[0], tokenizer, eos), tokenize(sides[1], tokenizer, eos)
-
-
-def _count(texts: TokenTexts) -> int:
-    return sum(len(text) for text in texts.tokens)
 
 
 if __name__ == "__main__":

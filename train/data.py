@@ -1,203 +1,220 @@
-"""Text for training an adapter: what ``--data`` names, split into training and held-out text, tokenised.
-
-5 % is held out by a hash, so that the same text is held out in every run: whole files of a folder by their path in it,
-rows of a table and blocks of lines of a single file by their contents.
-"""
+"""The data of a run: what ``--data`` names, read, split into training and held-out data, and made into batches."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
-import logging
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Protocol
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 from tqdm import tqdm
 
-from train.corpus import HELD_OUT_SHARE, TokenTexts, is_held_out
+from kangaroo_jax.text import Tokenizer
+from train.batches import Batch, Conversations, Counts, Shape, Windows
+from train.conversation import COLUMNS, EXPECTED, TEXT_COLUMN, Messages, messages_of
+from train.corpus import HELD_OUT_SHARE, TokenTexts
+from train.record import text_digest
+from train.render import Renderer, Sample, find_template
+from train.rows import BadRow, BadRows, Source, find_sources, table_rows
+from train.texts import Encoder, Unit, file_units, held_out, split_units, tokenize
 
-TEXT_SUFFIXES = (".py", ".txt", ".md")
-TABLE_SUFFIXES = (".jsonl", ".json", ".parquet")
-# In a folder a .json file is more often a setting than a table of text: it has to be named itself.
-FOLDER_SUFFIXES = (".py", ".txt", ".md", ".jsonl", ".parquet")
-BLOCK_LINES = 64
-PIECE_CHARACTERS = 1 << 15
-
-
-class Encoder(Protocol):
-    """What is needed of ``kangaroo_jax.text.Tokenizer``."""
-
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text, with BOS as the tokenizer says."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens."""
+KNOWN = (*COLUMNS, TEXT_COLUMN)
+# A data set without any of them is refused after so many rows, not after all of them.
+PATIENCE = 1000
+HELD_OUT_BATCHES = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Unit:
-    """The smallest text that is held out or not as a whole.
+class Data:
+    """Training and held-out data.
 
     Attributes:
-        key: what is hashed.
-        text: the text.
-        document: units in a row with the same document are one text when they fall on the same side.
+        training: batches to train on.
+        held_out: batches that are never trained on.
+        bad_rows: rows that were left out.
+        digest: a short name of the training text.
     """
 
-    key: str
-    text: str
-    document: str
+    training: Windows | Conversations
+    held_out: Windows | Conversations
+    bad_rows: BadRows
+    digest: str
+
+    @property
+    def tokens(self) -> Counts:
+        """Training tokens of an epoch."""
+        return self.training.tokens
+
+    def seen(self, steps: int) -> int:
+        """Return the tokens in the batches of so many steps, without padding; of conversations, on average."""
+        if isinstance(self.training, Windows):
+            return steps * self.training.shape.rows * self.training.shape.length
+        return round(steps * self.tokens.all / self.training.steps)
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """Yield ``{"tokens", "mask"}`` of ``first_step`` and later steps, without end."""
+        return self.training.batches(first_step)
+
+    def samples(self, count: int) -> Batch:
+        """Return the first ``count`` rows to be trained on, or a batch if that is less; no empty ones."""
+        batch = next(self.batches(0))
+        filled = batch["tokens"].any(axis=1)
+        return {name: value[filled][:count] for name, value in batch.items()}
+
+    def held_out_batches(self, count: int = HELD_OUT_BATCHES) -> Iterator[Batch]:
+        """Yield ``count`` batches of held-out data, the same in every run; fewer if there are no more."""
+        return self.held_out.fixed(count)
 
 
-def read_texts(paths: Sequence[Path]) -> tuple[list[str], list[str]]:
-    """Return (training texts, held-out texts) of folders and files.
+@dataclasses.dataclass
+class Found:
+    """What was read: texts or conversations, with the place of each conversation, and what was left out."""
+
+    units: list[Unit] = dataclasses.field(default_factory=list)
+    conversations: list[tuple[str, Messages]] = dataclasses.field(default_factory=list)
+    bad: BadRows = dataclasses.field(default_factory=BadRows)
+
+
+def load_data(
+    names: Sequence[str],
+    tokenizer: Tokenizer,
+    shape: Shape,
+    *,
+    model: str,
+    eos_ids: Sequence[int] = (),
+    upstream: bool = False,
+    chat_template: str | None = None,
+    limit: int | None = None,
+) -> Data:
+    """Read data and tokenise it.
 
     Args:
-        paths: folders, searched for ``.py .txt .md .jsonl .parquet``, and single files of these kinds or ``.json``;
-            tables need a column ``text``.
+        names: files, folders and hub ids: see ``train.rows.find_sources``.
+        tokenizer: the target's.
+        shape: of the batches.
+        model: the target's name.
+        eos_ids: tokens that end a reply, or (the first of them) a text.
+        upstream: make the mask of the authors' code of conversations; see ``train.render.mask_of``.
+        chat_template: instead of the target's own.
+        limit: rows to read of each table, or None for all.
 
     Raises:
-        ValueError: if a path is missing, of an unknown kind or unreadable, or has too little text to hold some out.
+        ValueError: in one line, if a source is missing, unreadable or has other columns, or too little is left of them.
     """
-    return split_units([unit for path in paths for unit in _units(path) if unit.text.strip()], paths)
-
-
-def split_units(units: Sequence[Unit], paths: Sequence[Path]) -> tuple[list[str], list[str]]:
-    """Split units into (training texts, held-out texts); when the hash takes none or all, the smallest one is held out.
-
-    Raises:
-        ValueError: with fewer than two units; ``paths`` are named in it.
-    """
-    if len(units) < 2:
-        names = ", ".join(map(str, paths))
+    found = read_sources(names, limit)
+    if not found.conversations:
+        if found.bad.counts and not found.units:
+            _nothing(names, found.bad)
+        return text_data(split_units(found.units, names), tokenizer, shape, eos_ids[0] if eos_ids else None, found.bad)
+    if found.units:
         raise ValueError(
-            f"{'too little' if units else 'no'} text in {names}; validation needs two files, rows or blocks of "
-            f"{BLOCK_LINES} lines at least, in {' '.join((*TEXT_SUFFIXES, *TABLE_SUFFIXES))}"
+            f"--data {' '.join(names)} has plain text ({found.units[0].document}) and conversations "
+            f"({found.conversations[0][0]}); pass one or the other"
         )
-    held = [is_held_out(unit.key) for unit in units]
-    if all(held) or not any(held):
-        smallest = min(range(len(units)), key=lambda i: hashlib.sha256(units[i].key.encode()).digest())
-        held = [i == smallest for i in range(len(units))]
-    sides: tuple[list[str], list[str]] = ([], [])
-    pairs = zip(held, units, strict=True)
-    for (side, _), group in itertools.groupby(pairs, key=lambda pair: (pair[0], pair[1].document)):
-        sides[side].append("".join(unit.text for _, unit in group))
-    return sides
+    find_template(tokenizer, model, chat_template)
+    renderer = Renderer(tokenizer, model, eos_ids, shape.length, upstream, chat_template)
+    return conversation_data(found, renderer, shape, names)
 
 
-def tokenize(texts: Sequence[str], tokenizer: Encoder, eos: int | None) -> TokenTexts:
-    """Tokenise texts for windows.
-
-    Long texts go through the tokenizer in pieces that end at line ends, which bounds its time and memory.
-
-    Args:
-        texts: the texts.
-        tokenizer: the target's tokenizer.
-        eos: the token that ends a text, or None.
+def text_data(
+    sides: tuple[list[str], list[str]],
+    tokenizer: Encoder,
+    shape: Shape,
+    eos: int | None,
+    bad_rows: BadRows | None = None,
+) -> Data:
+    """Tokenise (training texts, held-out texts) for windows.
 
     Raises:
-        ValueError: if the texts hold no token.
+        ValueError: if a side holds no token.
     """
-    prefix = tokenizer.encode("")
-    tokens = []
-    with tqdm(total=sum(map(len, texts)), desc="tokenise", unit="char", unit_scale=True, leave=False) as bar:
-        for text in texts:
-            pieces = []
-            for piece in cut_at_lines(text, PIECE_CHARACTERS):
-                pieces.append(np.array(tokenizer.encode(piece)[len(prefix) :], np.int32))
-                bar.update(len(piece))
-            tokens.append(np.concatenate(pieces) if pieces else np.empty(0, np.int32))
-    tokens = [ids for ids in tokens if len(ids)]
-    if not tokens:
-        raise ValueError(f"the tokenizer makes no token of {len(texts)} texts; pass other text")
-    seen = np.zeros(1 + max(int(ids.max()) for ids in tokens), bool)
-    for ids in tokens:
-        seen[ids] = True
-    newlines = [int(token) for token in np.flatnonzero(seen) if tokenizer.decode([int(token)]).endswith("\n")]
-    return TokenTexts(tokens, prefix[0] if prefix else None, eos, np.array(newlines, np.int32))
+    training, held = (tokenize(side, tokenizer, eos) for side in sides)
+    return Data(Windows(training, shape), Windows(held, shape), bad_rows or BadRows(), text_digest(training))
 
 
-def cut_at_lines(text: str, size: int) -> Iterator[str]:
-    """Cut a text into pieces of at most ``size`` characters, after a line end where there is one."""
-    start = 0
-    while start < len(text):
-        stop = start + size
-        if stop < len(text):
-            stop = text.rfind("\n", start, stop) + 1 or stop
-        yield text[start:stop]
-        start = stop
+def conversation_data(found: Found, renderer: Renderer, shape: Shape, names: Sequence[str]) -> Data:
+    """Render and tokenise conversations; those that cannot be are counted.
 
-
-def window_batch(texts: TokenTexts, rows: int, length: int, seed: Sequence[int]) -> dict[str, np.ndarray]:
-    """Return one batch: ``tokens [rows, length]`` and ``mask``, False at EOS, where nothing is ever drafted.
-
-    Args:
-        texts: the texts that windows are cut from.
-        rows: number of windows.
-        length: tokens of a window.
-        seed: numbers the batch is a function of, so that a resumed run sees the batches it would have seen.
+    Raises:
+        ValueError: if fewer than two are left; ``names`` are for the message.
     """
-    tokens = texts.windows(np.random.default_rng(seed), rows, length)
-    mask = np.ones(tokens.shape, bool) if texts.eos is None else tokens != texts.eos
-    return {"tokens": tokens, "mask": mask}
+    samples: list[Sample] = []
+    keys: list[str] = []
+    for place, messages in tqdm(found.conversations, desc="tokenise", unit="conversation", leave=False):
+        try:
+            samples.append(renderer.sample(messages))
+        except BadRow as reason:
+            found.bad.add(place, str(reason))
+        else:
+            keys.append(hashlib.sha256(json.dumps(messages).encode()).hexdigest())
+    if not samples:
+        _nothing(names, found.bad)
+    if len(samples) < 2:
+        raise ValueError(f"one conversation in {', '.join(names)}; validation needs a second one; {found.bad}")
+    sides: tuple[list[Sample], list[Sample]] = ([], [])
+    for sample, side in zip(samples, held_out(keys), strict=True):
+        sides[side].append(sample)
+    text = TokenTexts([sample.tokens for sample in sides[0]], None, None, np.empty(0, np.int32))
+    return Data(Conversations(sides[0], shape), Conversations(sides[1], shape), found.bad, text_digest(text))
 
 
-def _units(path: Path) -> Iterator[Unit]:
-    if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.suffix in FOLDER_SUFFIXES and file.is_file()]
-        files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+def read_sources(names: Sequence[str], limit: int | None = None) -> Found:
+    """Read files, folders and hub data sets; bad rows of tables are counted and left out.
+
+    Raises:
+        ValueError: if a source is missing or unreadable, or a table has none of the columns.
+    """
+    found = Found()
+    for name in names:
         # Of a handful of files the hash would hold out none, or a large part.
-        whole = len(files) >= 1 / HELD_OUT_SHARE
-        for file in files:
-            yield from _file_units(file, file.relative_to(path).as_posix() if whole else None, strict=False)
-    elif not path.exists():
-        raise ValueError(f"--data {path} does not exist; pass folders or files of text")
-    elif path.suffix in (*TEXT_SUFFIXES, *TABLE_SUFFIXES):
-        yield from _file_units(path, None, strict=True)
-    else:
-        known = " ".join((*TEXT_SUFFIXES, *TABLE_SUFFIXES))
-        raise ValueError(f"--data {path} has the unknown suffix {path.suffix!r}; known are {known}")
+        for source in find_sources(name, int(1 / HELD_OUT_SHARE)):
+            if source.is_table:
+                _read_table(source, found, limit)
+            else:
+                found.units += [unit for unit in file_units(source) if unit.text.strip()]
+    return found
 
 
-def _file_units(path: Path, key: str | None, *, strict: bool) -> Iterator[Unit]:
-    """Yield a file as one unit hashed by ``key``; without one, by blocks of lines. Tables always go by rows."""
-    if path.suffix in TABLE_SUFFIXES:
-        for index, text in enumerate(_rows(path)):
-            yield Unit(text, text, f"{path}:{index}")
-        return
-    try:
-        text = path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        if strict:
-            raise ValueError(
-                f"--data {path} is not UTF-8 ({error.reason} at byte {error.start}); convert it"
-            ) from error
-        return
-    if key is not None:
-        yield Unit(key, text, str(path))
-        return
-    lines = text.splitlines(keepends=True)
-    for start in range(0, len(lines), BLOCK_LINES):
-        block = "".join(lines[start : start + BLOCK_LINES])
-        yield Unit(block, block, str(path))
+def _read_table(source: Source, found: Found, limit: int | None) -> None:
+    columns: set[str] = set()
+    units: list[Unit] = []
+    conversations: list[tuple[str, Messages]] = []
+    for number, (place, row) in enumerate(table_rows(source, found.bad, limit), 1):
+        columns.update(row)
+        if number >= PATIENCE and not columns.intersection(KNOWN):
+            break
+        try:
+            messages = messages_of(row)
+            if messages is not None:
+                conversations.append((place, messages))
+            else:
+                text = _text_of(row)
+                units.append(Unit(text, text, place))
+        except BadRow as reason:
+            found.bad.add(place, str(reason))
+    if columns and not columns.intersection(KNOWN):
+        raise ValueError(f"--data {source.name} has the columns {sorted(columns)}; needed are {EXPECTED}")
+    for unit in units if conversations else []:
+        found.bad.add(unit.document, "plain text among conversations")
+    found.conversations += conversations
+    found.units += [] if conversations else units
 
 
-def _rows(path: Path) -> Iterable[str]:
-    """Yield the column ``text`` of a table; streaming, so that no copy of it is left in a cache."""
-    try:
-        import datasets
-        import pyarrow
-    except ImportError as error:
-        raise ValueError(f"--data {path} needs the datasets library: pip install 'kangaroo-jax[train]'") from error
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # Its errors are raised as well, and told below.
-    kind = "parquet" if path.suffix == ".parquet" else "json"
-    try:
-        for row in datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True):
-            if not isinstance(row.get("text", 0), str | None):
-                raise ValueError(f"--data {path} has the columns {sorted(row)}; a column 'text' of strings is needed")
-            yield row["text"] or ""
-    except (datasets.exceptions.DatasetsError, pyarrow.ArrowException) as error:
-        raise ValueError(f"--data {path} cannot be read: {str(error).splitlines()[0]}") from error
+def _text_of(row: Mapping[str, Any]) -> str:
+    text = row.get(TEXT_COLUMN)
+    if text is None:
+        raise BadRow("neither a conversation nor text")
+    if not isinstance(text, str):
+        raise BadRow("text that is no string")
+    if not text.strip():
+        raise BadRow("an empty text")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise BadRow("text that is no Unicode")
+    return text
+
+
+def _nothing(names: Sequence[str], bad: BadRows) -> NoReturn:
+    """Refuse data of which no row is left."""
+    raise ValueError(f"no usable row in --data {' '.join(names)}: {bad}; needed are {EXPECTED}")

@@ -20,8 +20,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m train.adapter", description=_SUMMARY, epilog=_DETAILS)
     add = parser.add_argument
     add("--model", required=True, help="target: joey, an alias, or a Hugging Face or converted directory")
-    data = "folders (.py .txt .md .jsonl .parquet) or files (.json, too) of text; tables need a column 'text'"
-    add("--data", type=Path, nargs="+", metavar="PATH", help=f"{data} (default: for joey, the standard library)")
+    data = "folders (.py .txt .md .jsonl .parquet), files (.json, too) or hub ids OWNER/NAME[:SPLIT]; tables have text"
+    add("--data", nargs="+", metavar="PATH", help=f"{data} or conversations (default: for joey, the standard library)")
+    add("--data-rows", type=int, metavar="N", help="read no more rows of each table (default: all)")
+    add("--chat-template", type=Path, metavar="FILE", help="Jinja, for conversations (default: the model's own)")
+    masks = "predictions of conversations that count: of replies, or as the authors' code has it, two positions late"
+    add("--mask", choices=("reply", "upstream"), default="reply", help=f"{masks} (default: %(default)s)")
+    show = "print N rows with the tokens marked whose predictions count, and train nothing"
+    add("--show-mask", type=int, default=0, metavar="N", help=f"{show} (default: %(default)s)")
     add("--out", type=Path, help="folder of the adapter (default: DIRECTORY OF THE MODEL/adapter; runs/joey-adapter)")
     add("--init-adapter", type=Path, metavar="DIR", help="start from this adapter (default: random)")
     add("--dtype", choices=("float32", "bfloat16"), help="of the target (default: float32 on a CPU, else bfloat16)")
@@ -29,8 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--gamma", type=int, default=6, help="draft length stored in the adapter's config (default: %(default)s)")
     add("--eta", type=float, default=0.6, help="confidence stored in the adapter's config (default: %(default)s)")
     add("--steps", type=int, default=2000, help="optimiser steps (default: %(default)s)")
-    add("--batch-size", type=int, default=16, help="windows per step, over all devices (default: %(default)s)")
-    add("--length", type=int, default=512, help="tokens of a window (default: %(default)s)")
+    add("--batch-size", type=int, default=16, help="rows per step, over all devices (default: %(default)s)")
+    add("--length", type=int, default=512, help="tokens of a window or conversation (default: %(default)s)")
     add("--learning-rate", type=float, default=5e-5, help="peak, then linear to zero (default: %(default)s)")
     add("--warmup", type=int, default=100, help="steps of linear warm-up (default: %(default)s)")
     add("--weight-decay", type=float, default=0.01, help="of AdamW (default: %(default)s)")
@@ -72,6 +78,8 @@ def check_numbers(args: argparse.Namespace) -> None:
         ("clip_value", args.clip_value > 0, "above 0"),
         ("betas", all(0 <= beta < 1 for beta in args.betas), "two numbers from 0 to below 1"),
         ("seed", args.seed >= 0, "at least 0"),
+        ("data_rows", args.data_rows is None or args.data_rows >= 1, "at least 1"),
+        ("show_mask", args.show_mask >= 0, "at least 0"),
         ("save_every", args.save_every >= 1, "at least 1"),
         ("eval_every", args.eval_every >= 1, "at least 1"),
     )

@@ -31,16 +31,25 @@ def run_settings(args: argparse.Namespace, config: LlamaConfig, target: Any) -> 
         "weight_decay",
         "clip_value",
         "seed",
+        "mask",
+        "data_rows",
     )
     return {
         "target": fingerprint(config),
         "target_weights": weights.hexdigest()[:16],
-        "data": [path.resolve().name for path in args.data] if args.data else ["standard library"],
+        "data": [source_name(name) for name in args.data] if args.data else ["standard library"],
+        "chat_template": args.chat_template.resolve().name if args.chat_template else None,
         "init_adapter": args.init_adapter.resolve().name if args.init_adapter else None,
         "dtype": target["norm"]["scale"].dtype.name,
         "betas": list(args.betas),
         **{name: getattr(args, name) for name in names},
     }
+
+
+def source_name(name: str) -> str:
+    """Return what a record calls a source of data: its name without the folders, or a hub id."""
+    path = Path(name)
+    return path.resolve().name if path.exists() else name
 
 
 def text_digest(texts: TokenTexts) -> str:

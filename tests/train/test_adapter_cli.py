@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-import train.adapter
+import train.batches
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter
 from kangaroo_jax.store import load_adapter, save_adapter, write_hf
 from train.adapter import main
@@ -71,14 +71,14 @@ def test_a_stopped_run_resumes_to_the_same_adapter(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     main([*command, "--out", str(model.parent / "whole")])
-    real = train.adapter.window_batch
+    real = train.batches.window_batch
 
     def stopping(texts: Any, rows: int, length: int, seed: Any) -> dict[str, np.ndarray]:
         if tuple(seed) == (0, 3):
             os.kill(os.getpid(), signal.SIGINT)
         return real(texts, rows, length, seed)
 
-    monkeypatch.setattr(train.adapter, "window_batch", stopping)
+    monkeypatch.setattr(train.batches, "window_batch", stopping)
     with pytest.raises(SystemExit) as stopped:
         main(command)
     monkeypatch.undo()
@@ -146,12 +146,54 @@ def test_a_warm_start_begins_with_the_given_adapter(model: Path, command: list[s
         ("--gamma 0", "--gamma is 0"),
         ("--model nobody", "unknown model 'nobody'"),
         ("--data missing.txt", "--data missing.txt does not exist"),
+        ("--data-rows 0", "--data-rows is 0; it must be at least 1"),
+        ("--show-mask -1", "--show-mask is -1; it must be at least 0"),
+        ("--chat-template missing", "missing"),
         ("--init-adapter missing", "missing"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(options: str, message: str, model: Path, command: list[str]) -> None:
     assert message in refusal([*command, *options.split()])
     assert not (model / "adapter").exists() and not (model / "adapter-training").exists()
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Path:
+    """40 short conversations, and a row that is none."""
+    rows = [
+        {"conversations": [{"from": "human", "value": f"{index}?"}, {"from": "gpt", "value": f"{index}!"}]}
+        for index in range(40)
+    ]
+    file = tmp_path / "chats.json"
+    file.write_text(json.dumps([*rows, {"conversations": []}]))
+    return file
+
+
+def test_an_adapter_is_trained_on_conversations(
+    model: Path, command: list[str], chats: Path, tiny_config: LlamaConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*command, "--data", str(chats)])
+    assert f"1 of 41 rows left out: 1 x conversations is empty ({chats}:41)" in capsys.readouterr().out
+    record = adapter_of(model, tiny_config)[2]
+    assert record["data"] == ["chats.json"] and record["mask"] == "reply" and record["held_out_loss"] > 0
+    assert 17 * 24 < record["tokens"] < 18 * 26  # Six steps of three rows of 24 to 26 tokens, a few of them empty.
+    assert "holds a run with mask 'reply', not 'upstream'" in refusal(
+        [*command, "--data", str(chats), "--mask", "upstream"]
+    )
+
+
+def test_show_mask_prints_rows_and_trains_nothing(
+    model: Path, command: list[str], chats: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*command, "--data", str(chats), "--show-mask", "2"])
+    printed = capsys.readouterr().out
+    assert printed.count("Assistant: [[") == 2 and printed.count("<1>User: ") == 2
+    assert "1 of 41 rows left out" in printed and not (model / "adapter-training").exists()
+    template = chats.with_name("other.jinja")
+    template.write_text("{% for m in messages %}({{ m['content'] }}){% endfor %}")
+    main([*command, "--data", str(chats), "--show-mask", "1", "--chat-template", str(template), "--data-rows", "9"])
+    printed = capsys.readouterr().out
+    assert "?)[[(" in printed and "0 of 9 rows left out" in printed
 
 
 def test_data_and_a_free_destination_are_needed(model: Path, command: list[str], text_folder: Path) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from train.corpus import BOS, BYTE_OFFSET, EOS, SourceFile, TokenTexts, encode_bytes, is_held_out, sample_windows
-from train.data import BLOCK_LINES, cut_at_lines, read_texts, tokenize, window_batch
+from train.data import read_sources
+from train.texts import BLOCK_LINES, cut_at_lines, split_units, tokenize, window_batch
 
 
 class Bytes:
@@ -20,6 +21,11 @@ class Bytes:
 
     def decode(self, ids: list[int]) -> str:
         return bytes(i - BYTE_OFFSET for i in ids if i >= BYTE_OFFSET).decode(errors="replace")
+
+
+def read_texts(paths: list[Path]) -> tuple[list[str], list[str]]:
+    names = [str(path) for path in paths]
+    return split_units(read_sources(names).units, names)
 
 
 def test_files_of_a_folder_are_held_out_by_their_relative_path(text_folder: Path) -> None:
@@ -88,9 +94,9 @@ def test_tables_are_read_by_rows(tmp_path: Path, suffix: str) -> None:
         ("latin.txt", b"caf\xe9", "not UTF-8"),
         ("empty.txt", b"", "no text in"),
         ("one.txt", b"a single line", "too little text in"),
-        ("other.jsonl", b'{"content": "x"}\n', "columns ['content']; a column 'text'"),
-        ("number.jsonl", b'{"text": 5}\n', "a column 'text' of strings"),
-        ("broken.jsonl", b"{not json\n", "cannot be read"),
+        ("other.jsonl", b'{"content": "x"}\n', "columns ['content']; needed are 'conversations' of {from, value}"),
+        ("broken.json", b"{not json\n", "cannot be read"),
+        ("latin.json", b'[{"text": "caf\xe9"}]\n', "cannot be read"),
         ("broken.parquet", b"PAR?", "cannot be read"),
     ],
 )

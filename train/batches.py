@@ -1,0 +1,150 @@
+"""Batches of a fixed order: windows of plain text, and conversations gathered by length.
+
+The batch of a step is a function of the seed and the step alone, so a resumed run sees the batches it would have seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from train.corpus import TokenTexts
+from train.render import Sample
+from train.texts import window_batch
+
+BUCKET = 128
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What batches look like, and which rows of them this host reads.
+
+    Attributes:
+        rows: rows of a batch, over all hosts.
+        length: longest row, in tokens.
+        seed: decides the order.
+        host: index of this host.
+        hosts: number of hosts; each reads ``rows / hosts`` rows of every batch.
+    """
+
+    rows: int
+    length: int
+    seed: int = 0
+    host: int = 0
+    hosts: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rows % self.hosts:
+            raise ValueError(f"batch of {self.rows} rows on {self.hosts} hosts; use a multiple of {self.hosts}")
+        if not 0 <= self.host < self.hosts:
+            raise ValueError(f"host {self.host} of {self.hosts}; hosts count from 0")
+
+    def share(self, batch: Batch) -> Batch:
+        """Return this host's rows of a batch."""
+        size = self.rows // self.hosts
+        return {name: value[self.host * size : (self.host + 1) * size] for name, value in batch.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Numbers of tokens: those whose prediction is trained, and all that are not padding."""
+
+    trained: int
+    all: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Windows of plain text; their number has no end, and every prediction counts but that at EOS."""
+
+    texts: TokenTexts
+    shape: Shape
+
+    @property
+    def tokens(self) -> Counts:
+        """Tokens of the text."""
+        total = sum(len(text) for text in self.texts.tokens)
+        return Counts(total, total)
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """Yield the batches of ``first_step`` and later steps, without end."""
+        for step in itertools.count(first_step):
+            yield self._batch((self.shape.seed, step))
+
+    def fixed(self, count: int) -> Iterator[Batch]:
+        """Yield ``count`` batches that depend on no seed."""
+        for index in range(count):
+            yield self._batch((index,))
+
+    def _batch(self, seed: Sequence[int]) -> Batch:
+        return self.shape.share(window_batch(self.texts, self.shape.rows, self.shape.length, seed))
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversations:
+    """Conversations in batches of similar length; every one comes once in an epoch.
+
+    The rows of a batch are padded to the longest of them, rounded up to a multiple of 128 or to ``length``: there are
+    few shapes to compile for. Padding does not count. What is missing to fill the last batch of an epoch are empty
+    rows, in the batch with the shortest conversations.
+    """
+
+    samples: Sequence[Sample]
+    shape: Shape
+
+    @functools.cached_property
+    def tokens(self) -> Counts:
+        """Tokens of an epoch."""
+        return Counts(sum(int(s.mask.sum()) for s in self.samples), sum(len(s.tokens) for s in self.samples))
+
+    @functools.cached_property
+    def buckets(self) -> np.ndarray:
+        """The length that each conversation is padded to at least."""
+        lengths = np.array([len(sample.tokens) for sample in self.samples])
+        return np.minimum(-(-lengths // BUCKET) * BUCKET, self.shape.length)
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return -(-len(self.samples) // self.shape.rows)
+
+    def epoch(self, seed: Sequence[int]) -> np.ndarray:
+        """Return which conversations each batch has, ``[steps, rows]``; -1 is an empty row."""
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(len(self.samples))
+        order = order[np.argsort(self.buckets[order], kind="stable")]
+        order = np.concatenate([np.full(self.steps * self.shape.rows - len(order), -1), order])
+        plan: np.ndarray = rng.permutation(order.reshape(self.steps, self.shape.rows))
+        return plan
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """Yield the batches of ``first_step`` and later steps, epoch after epoch, without end."""
+        epoch, skip = divmod(first_step, self.steps)
+        for number in itertools.count(epoch):
+            for members in self.epoch((self.shape.seed, number))[skip:]:
+                yield self._batch(members)
+            skip = 0
+
+    def fixed(self, count: int) -> Iterator[Batch]:
+        """Yield ``count`` batches that depend on no seed, fewer if all conversations have come."""
+        for members in self.epoch((0,))[:count]:
+            yield self._batch(members)
+
+    def _batch(self, members: np.ndarray) -> Batch:
+        length = int(self.buckets[members[members >= 0]].max())
+        batch = {
+            "tokens": np.zeros((len(members), length), np.int32),
+            "mask": np.zeros((len(members), length), bool),
+        }
+        for row, member in enumerate(members):
+            if member >= 0:
+                sample = self.samples[member]
+                batch["tokens"][row, : len(sample.tokens)] = sample.tokens
+                batch["mask"][row, : len(sample.mask)] = sample.mask
+        return self.shape.share(batch)
