@@ -16,17 +16,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter
+from kangaroo_jax.model.sharding import target_sharding
 from kangaroo_jax.store import EMBEDDED, load_adapter, load_target, save_adapter
 from kangaroo_jax.text import load_tokenizer
 from train.corpus import TokenTexts, split_sources, standard_library
 from train.data import read_texts, tokenize, window_batch
-from train.loop import fit, replicate
+from train.loop import fit
 from train.loss import distillation_loss
 from train.options import build_parser, check_against_target, check_numbers, make_optimizer
 from train.record import claim, last_training_figures, run_settings, text_digest
-from train.step import init_state, make_eval_step, make_train_step, split_devices
+from train.step import init_state, make_eval_step, make_train_step, place, place_batch, target_mesh
 
 EVAL_BATCHES = 4
 
@@ -38,6 +40,7 @@ class Run:
     Attributes:
         config: the target's shape.
         target: the target's frozen params.
+        mesh: the devices that the target is spread over, or None when each has all of it.
         draft: what the adapter's config will say.
         adapter: fp32 params to start from.
         texts: training text.
@@ -48,6 +51,7 @@ class Run:
 
     config: LlamaConfig
     target: Any
+    mesh: Mesh | None
     draft: KangarooConfig
     adapter: Any
     texts: TokenTexts
@@ -69,7 +73,8 @@ def prepare(args: argparse.Namespace) -> Run:
         ValueError: in one line, if something asked for cannot be.
     """
     check_numbers(args)
-    config, target, directory = load_target(args.model, args.dtype)
+    mesh = target_mesh(args.shard_target) if args.shard_target > 1 else None
+    config, target, directory = load_target(args.model, args.dtype, target_sharding(mesh) if mesh else None)
     check_against_target(args, config)
     out = args.out or (Path("runs/joey-adapter") if args.model in EMBEDDED else directory / "adapter")
     if out.exists() and not (out / "adapter_config.json").is_file() and (out.is_file() or any(out.iterdir())):
@@ -86,7 +91,7 @@ def prepare(args: argparse.Namespace) -> Run:
     settings = run_settings(args, config, target)
     texts, held = _texts(args, config, directory)
     settings |= {"training_tokens": _count(texts), "text": text_digest(texts)}
-    run = Run(config, target, draft, adapter, texts, held, out, settings)
+    run = Run(config, target, mesh, draft, adapter, texts, held, out, settings)
     claim(run.workspace, settings)
     return run
 
@@ -95,9 +100,9 @@ def train(run: Run, args: argparse.Namespace) -> None:
     """Train until all steps are done and write the adapter, with the record of its training."""
     loss = distillation_loss(run.config, args.exit_layer)
     optimizer = make_optimizer(args)
-    target = replicate(run.target)
+    target = run.target if run.mesh else place(run.target)
     figures: dict[str, float] = {}
-    evaluate = make_evaluation(loss, target, run.held, args.batch_size, args.length)
+    evaluate = make_evaluation(loss, target, run.held, args.batch_size, args.length, run.mesh)
 
     def remember(params: Any) -> dict[str, float]:
         figures.update(evaluate(params))
@@ -113,7 +118,7 @@ def train(run: Run, args: argparse.Namespace) -> None:
         f"{_count(run.held):,} held out"
     )
     state = fit(
-        make_train_step(loss, optimizer),
+        make_train_step(loss, optimizer, args.accumulate, run.mesh),
         init_state(run.adapter, optimizer),
         target,
         batches,
@@ -123,6 +128,8 @@ def train(run: Run, args: argparse.Namespace) -> None:
         eval_every=args.eval_every,
         evaluate=remember,
         name="adapter",
+        mesh=run.mesh,
+        max_skipped=args.max_skipped,
     )
     if not figures:
         remember(state.params)
@@ -141,12 +148,11 @@ def train(run: Run, args: argparse.Namespace) -> None:
 
 
 def make_evaluation(
-    loss: Callable[..., Any], target: Any, held: TokenTexts, rows: int, length: int
+    loss: Callable[..., Any], target: Any, held: TokenTexts, rows: int, length: int, mesh: Mesh | None = None
 ) -> Callable[[Any], dict[str, float]]:
     """Build ``params -> held-out means`` over a fixed set of windows of held-out text."""
-    step = make_eval_step(loss)
-    devices = jax.local_device_count()
-    batches = [split_devices(window_batch(held, rows, length, (index,)), devices) for index in range(EVAL_BATCHES)]
+    step = make_eval_step(loss, mesh)
+    batches = [place_batch(window_batch(held, rows, length, (index,)), mesh) for index in range(EVAL_BATCHES)]
 
     def evaluate(params: Any) -> dict[str, float]:
         sums = [step(params, target, batch) for batch in batches]
@@ -165,6 +171,8 @@ def main(argv: list[str] | None = None) -> None:
         except (ValueError, OSError) as error:
             raise SystemExit(f"error: {error}") from error
         train(run, args)
+    except FloatingPointError as error:
+        raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None

@@ -10,19 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from train.step import TrainState, split_devices
-
-
-def replicate(tree: Any) -> Any:
-    """Place a tree on all local devices, as pmap hands it back; otherwise the second step would compile again."""
-    mesh = Mesh(np.array(jax.local_devices()), ("data",))
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+from train.step import TrainState, check_skipped, place, place_batch
 
 
 @contextlib.contextmanager
@@ -60,13 +52,15 @@ def fit(
     eval_every: int = 200,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     name: str = "train",
+    mesh: Mesh | None = None,
+    max_skipped: int = 20,
 ) -> TrainState:
     """Train until ``steps`` optimiser steps are done, resuming from the newest checkpoint in ``directory``.
 
     Args:
         step_fn: from ``train.step.make_train_step``.
         state: the state to start from when there is no checkpoint.
-        frozen: what the step reads and never changes.
+        frozen: what the step reads and never changes, placed on the devices already (``train.step.place``).
         batches: ``batches(first_step)`` yields batches from that step on: arrays, or trees of arrays, ``[rows, ...]``.
         steps: total number of optimiser steps.
         directory: holds ``checkpoints/`` and ``log.jsonl``.
@@ -74,15 +68,18 @@ def fit(
         eval_every: optimiser steps between evaluations; the last step is always evaluated.
         evaluate: ``params -> figures``, or None.
         name: label of the progress bar.
+        mesh: the mesh of ``step_fn``, if it has one.
+        max_skipped: batches in a row that may be skipped.
 
     Returns:
         The state after the last step.
 
     Raises:
+        FloatingPointError: after too many skipped batches in a row; looked for every tenth step.
         KeyboardInterrupt: after Ctrl-C, at the end of the step in progress, with a checkpoint saved.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    state, frozen = replicate(state), replicate(frozen)
+    state = place(state, mesh)
     options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
     with (
         ocp.CheckpointManager((directory / "checkpoints").absolute(), options=options) as manager,
@@ -92,13 +89,13 @@ def fit(
             state = manager.restore(newest, args=ocp.args.StandardRestore(state))
         first = int(state.step)
         stream = batches(first)
-        devices = jax.local_device_count()
         with tqdm(total=steps, initial=first, desc=name, unit="step", mininterval=1.0) as bar:
             for done in range(first + 1, steps + 1):
-                state, means = step_fn(state, frozen, split_devices(next(stream), devices))
+                state, means = step_fn(state, frozen, place_batch(next(stream), mesh))
                 bar.update()
                 last = done == steps
                 if done % 10 == 0 or last:
+                    check_skipped(state, max_skipped)
                     figures = {key: float(value) for key, value in means.items()}
                     bar.set_postfix({key: f"{value:.3f}" for key, value in figures.items() if key != "tokens"})
                     _log(directory, done, figures)

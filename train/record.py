@@ -30,6 +30,8 @@ def run_settings(args: argparse.Namespace, config: LlamaConfig, target: Any) -> 
         "warmup",
         "weight_decay",
         "clip_value",
+        "clip_norm",
+        "schedule",
         "seed",
     )
     return {

@@ -77,6 +77,15 @@ def test_evaluations_and_figures_are_logged(tmp_path: Path) -> None:
     assert [record["step"] for record in records if "loss" in record] == [5]
 
 
+def test_a_run_of_skipped_batches_ends_in_an_error(tmp_path: Path) -> None:
+    def broken(first: int) -> Iterator[dict[str, np.ndarray]]:
+        for index, batch in enumerate(batches(first), first):
+            yield batch if index < 4 else batch | {"x": batch["x"] * np.nan}
+
+    with pytest.raises(FloatingPointError, match="the last 16 of 20 batches were skipped"):
+        run(tmp_path, 100, broken, max_skipped=12)
+
+
 def test_rows_must_divide_over_the_devices() -> None:
     batch = {"x": np.zeros((6, 3)), "mask": np.zeros(6)}
     assert jax.tree.map(np.shape, split_devices(batch, 2)) == {"x": (2, 3, 3), "mask": (2, 3)}
@@ -89,8 +98,7 @@ import sys
 import jax, numpy as np, optax
 from kangaroo_jax.model import LlamaConfig, init_adapter, init_params
 from train.loss import distillation_loss
-from train.loop import replicate
-from train.step import init_state, make_train_step, split_devices
+from train.step import init_state, make_train_step, place, split_devices
 
 config = LlamaConfig(31, 12, 17, 3, 2, 1, 6)
 rng = np.random.default_rng(0)
@@ -99,8 +107,8 @@ batch = {"tokens": rng.integers(0, 31, (4, 13)).astype(np.int32), "mask": rng.ra
 batch["mask"][2:, 2:] = False
 optimizer = optax.chain(optax.clip(0.5), optax.adamw(0.01))
 step = make_train_step(distillation_loss(config, 1), optimizer)
-target = replicate(init_params(config, jax.random.key(0)))
-state = replicate(init_state(init_adapter(config, jax.random.key(1)), optimizer))
+target = place(init_params(config, jax.random.key(0)))
+state = place(init_state(init_adapter(config, jax.random.key(1)), optimizer))
 for _ in range(3):
     state, means = step(state, target, split_devices(batch, jax.local_device_count()))
 leaves = [np.asarray(leaf) for leaf in jax.tree.leaves((state.params, means))]
