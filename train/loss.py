@@ -21,8 +21,9 @@ from kangaroo_jax.model.layers import RMSNorm, linear
 
 Sums = dict[str, jax.Array]
 
-CHUNK_LOGITS = 2**25
-"""Logits of one side that a chunk may have: 128 MiB, 1048 positions of a vocabulary of 32,000."""
+CHUNK_LOGITS = 2**24
+"""Logits of one side that a chunk may have: 64 MiB, 524 positions of a vocabulary of 32,000. Caches favour few, matrix
+units need some hundred rows."""
 
 
 def distillation_sums(

@@ -16,11 +16,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from kangaroo_jax.model import LlamaConfig, abstract_adapter, abstract_params, init_adapter, init_params
+from kangaroo_jax.model.sharding import target_sharding
 from train.loss import distillation_loss
 from train.optimizer import adapter_optimizer
-from train.step import init_state, make_train_step, place, place_batch
+from train.step import init_state, make_train_step, place, place_batch, target_mesh
 
 SHAPES = {
     "joey": LlamaConfig(259, 320, 1024, 10, 4, 1, 80),
@@ -92,11 +94,20 @@ def compiled_bytes(config: LlamaConfig, args: argparse.Namespace) -> tuple[int, 
     """Compile a step without weights and return the bytes a device needs for its arguments, and beside them."""
     optimizer = adapter_optimizer(1e-4, 1000, 100)
     state = jax.eval_shape(lambda adapter: init_state(adapter, optimizer), abstract_adapter(config))
-    kind = jnp.dtype(args.dtype)
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind), abstract_params(config))
-    rows = (jax.local_device_count(), args.rows, args.length)
-    batch = {"tokens": jax.ShapeDtypeStruct(rows, jnp.int32), "mask": jax.ShapeDtypeStruct(rows, jnp.bool_)}
-    step: Any = make_train_step(distillation_loss(config, args.exit_layer), optimizer, args.accumulate)
+    mesh = target_mesh(args.shard_target) if args.shard_target > 1 else None
+    rule = target_sharding(mesh) if mesh else None
+
+    def weight(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(args.dtype), sharding=rule(name, leaf) if rule else None)
+
+    target = jax.tree_util.tree_map_with_path(weight, abstract_params(config))
+    groups = mesh.shape["data"] if mesh else jax.local_device_count()
+    shape = (groups * args.rows, args.length) if mesh else (groups, args.rows, args.length)
+    rows = NamedSharding(mesh, PartitionSpec("data")) if mesh else None
+    kinds = {"tokens": jnp.int32, "mask": jnp.bool_}
+    batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=rows) for name, kind in kinds.items()}
+    step: Any = make_train_step(distillation_loss(config, args.exit_layer), optimizer, args.accumulate, mesh)
     needs = step.lower(state, target, batch).compile().memory_analysis()
     return needs.argument_size_in_bytes, needs.temp_size_in_bytes
 
@@ -124,9 +135,10 @@ def main(argv: list[str] | None = None) -> None:
     add("part", choices=("speed", "memory"), help="what to measure")
     add("--shape", choices=SHAPES, help="shape of the target (default: joey for speed, vicuna-7b for memory)")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the target (default: %(default)s)")
-    add("--rows", type=int, help="sequences of a batch on a device (default: 8 for speed, 4 for memory)")
+    add("--rows", type=int, help="sequences of a batch for a copy of the target (default: 8 for speed, 4 for memory)")
     add("--length", type=int, help="tokens of a sequence (default: 512 for speed, 2048 for memory)")
     add("--accumulate", type=int, default=1, help="parts that a batch is computed in (default: %(default)s)")
+    add("--shard-target", type=int, default=1, help="devices that share a target; memory only (default: %(default)s)")
     add("--exit-layer", type=int, default=2, help="target layers below the adapter (default: %(default)s)")
     add("--repeats", type=int, default=9, help="measured steps (default: %(default)s)")
     add("--product", type=int, default=1536, help="rows of the matrices it is compared with (default: %(default)s)")
