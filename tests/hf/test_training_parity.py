@@ -58,9 +58,9 @@ def torch_side(torch, model, adapter, tokens, mask):
     total.backward()
     best = student.topk(3).indices == teacher.argmax(-1, keepdim=True)
     sums = {f"top{k}": best[..., :k].any(-1)[keep].sum() for k in (1, 2, 3)}
-    sums |= {"acceptance": torch.minimum(teacher, student.exp()).sum(-1)[keep].sum(), "loss": total.detach()}
+    sums |= {"acceptance": torch.minimum(teacher, student.exp()).sum(-1)[keep].sum(), "loss": total}
     slopes = {name: weight.grad.numpy() for name, weight in weights.items()}
-    return {name: float(value) for name, value in sums.items()}, slopes
+    return {name: float(value.detach()) for name, value in sums.items()}, slopes
 
 
 def named(gradient):
