@@ -7,110 +7,114 @@ resumes from the newest checkpoint. ``docs/training.md`` has recipes and their f
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
-from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter
-from kangaroo_jax.store import EMBEDDED, load_adapter, load_target, read_config, resolve, save_adapter
+from kangaroo_jax import Params
+from kangaroo_jax.store import read_config, resolve, save_adapter
 from kangaroo_jax.text import load_tokenizer
-from train.batches import Shape
-from train.corpus import split_sources, standard_library
-from train.data import Data, load_data, text_data
-from train.loop import Evaluation, fit, replicate
+from train.best import Best
+from train.data import Data
+from train.decoding import decoding_figures, held_out_prompts
+from train.loop import Evaluation, Terminated, fit
 from train.loss import distillation_loss
+from train.metrics import LOG
 from train.options import build_parser, check_against_target, check_numbers, make_optimizer
-from train.record import claim, last_training_figures, run_settings
+from train.record import figures_at, provenance
 from train.render import show_mask
-from train.step import init_state, make_eval_step, make_train_step, split_devices
+from train.report import draw
+from train.run import Run, prepare, read_data
+from train.step import init_state, make_eval_step, make_train_step, place, place_batch
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A checked and loaded training run.
+def train(run: Run, args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Train until all steps are done and write the adapter, with the record of its training."""
+    loss = distillation_loss(run.config, args.exit_layer)
+    optimizer = make_optimizer(args)
+    target = run.target if run.mesh else place(run.target)
+    first = jax.process_index() == 0
+    held, decoded = make_evaluation(loss, target, run), Decoding(run, target, first)
+    if first:
+        print(_description(run, args))
+    origin = provenance(argv)
+    state = fit(
+        make_train_step(loss, optimizer, args.accumulate, run.mesh),
+        init_state(run.adapter, optimizer),
+        target,
+        run.data.batches,
+        args.steps,
+        run.workspace,
+        save_every=args.save_every,
+        keep=args.keep,
+        evaluations=[
+            Evaluation(args.eval_every, held),
+            *([Evaluation(args.decode_every, decoded.evaluate)] if args.decode_every else []),
+        ],
+        name="adapter",
+        mesh=run.mesh,
+        max_skipped=args.max_skipped,
+        wandb=args.wandb,
+        settings=run.settings | origin,
+    )
+    if not first:
+        return
+    step, params = decoded.best.read() or (int(state.step), jax.device_get(state.params))
+    record = {
+        "model": run.name,
+        "steps": step,
+        "tokens": run.data.seen(step),
+        **figures_at(run.workspace / LOG, step),
+        **run.settings,
+        **origin,
+    }
+    save_adapter(run.out, run.config, run.draft, params, record)
+    shown = [f"{name} {record[name]:.4f}" for name in ("held_out_loss", "compression_rate") if name in record]
+    print(f"adapter of step {step} written to {run.out}: {', '.join(shown)}")
+    print(f"curves: {draw(run.workspace)}")
+
+
+def make_evaluation(loss: Callable[..., Any], target: Any, run: Run) -> Callable[[int, Any], dict[str, float]]:
+    """Build ``(step, params) -> held-out means`` over a fixed set of batches of held-out data."""
+    step_fn = make_eval_step(loss, run.mesh)
+    batches = [place_batch(batch, run.mesh) for batch in run.data.held_out_batches()]
+
+    def evaluate(step: int, params: Any) -> dict[str, float]:
+        sums = [step_fn(params, target, batch) for batch in batches]
+        total = {name: float(sum(part[name] for part in sums)) for name in sums[0]}
+        return {f"held_out_{name}": total[name] / total["tokens"] for name in total if name != "tokens"}
+
+    return evaluate
+
+
+class Decoding:
+    """Decodes a few held-out prompts with the adapter as it is, and keeps the best one.
 
     Attributes:
-        config: the target's shape.
-        target: the target's frozen params.
-        draft: what the adapter's config will say.
-        adapter: fp32 params to start from.
-        data: training and held-out data.
-        out: where the adapter goes.
-        settings: what a resumed run must share with the one it resumes.
+        best: where the best one is.
     """
 
-    config: LlamaConfig
-    target: Any
-    draft: KangarooConfig
-    adapter: Any
-    data: Data
-    out: Path
-    settings: dict[str, Any]
+    def __init__(self, run: Run, target: Any, writes: bool) -> None:
+        self.best = Best(run.workspace / "best", run.config, run.draft)
+        self._run, self._writes = run, writes
+        # One device decodes; its share of a replicated target is all of it.
+        self._target = target if run.mesh else jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, target)
+        self._prompts = held_out_prompts(run.data.held_out_batches())
 
-    @property
-    def workspace(self) -> Path:
-        """Folder of checkpoints, log and settings: beside the adapter, which is replaced as a whole."""
-        path = self.out.absolute()
-        return path.with_name(path.name + "-training")
-
-
-def prepare(args: argparse.Namespace) -> Run:
-    """Check the options, load target and text, and claim the run's folder.
-
-    Raises:
-        ValueError: in one line, if something asked for cannot be.
-    """
-    check_numbers(args)
-    config, target, directory = load_target(args.model, args.dtype)
-    check_against_target(args, config)
-    out = args.out or (Path("runs/joey-adapter") if args.model in EMBEDDED else directory / "adapter")
-    if out.exists() and not (out / "adapter_config.json").is_file() and (out.is_file() or any(out.iterdir())):
-        raise ValueError(f"--out {out} holds something else than an adapter; pass another folder")
-    draft = KangarooConfig(args.exit_layer, args.gamma, args.eta)
-    adapter = init_adapter(config, jax.random.key(args.seed))
-    if args.init_adapter:
-        other, adapter = load_adapter(args.init_adapter, config, "float32")
-        if other.exit_layer != args.exit_layer:
-            raise ValueError(
-                f"--init-adapter {args.init_adapter} is for exit layer {other.exit_layer}, not {args.exit_layer}; "
-                f"pass --exit-layer {other.exit_layer} or another adapter"
-            )
-    settings = run_settings(args, config, target)
-    data = read_data(args, config, directory)
-    settings |= {"training_tokens": data.tokens.all, "text": data.digest}
-    run = Run(config, target, draft, adapter, data, out, settings)
-    claim(run.workspace, settings)
-    return run
-
-
-def read_data(args: argparse.Namespace, config: LlamaConfig, directory: Path) -> Data:
-    """Return the data that the options name; ``directory`` has the tokenizer.
-
-    Raises:
-        ValueError: in one line, if there is none, or none of use.
-    """
-    if not args.data and args.model not in EMBEDDED:
-        raise ValueError(f"--data is missing; pass text or conversations for {args.model}: folders, files or hub ids")
-    tokenizer = load_tokenizer(directory)
-    shape = Shape(args.batch_size, args.length, args.seed)
-    ends = config.eos_token_id or ()
-    if not args.data:
-        training, held = ([file.data.decode() for file in side] for side in split_sources([standard_library()]))
-        return text_data((training, held), tokenizer, shape, ends[0] if ends else None)
-    return load_data(
-        args.data,
-        tokenizer,
-        shape,
-        model=args.model,
-        eos_ids=ends,
-        upstream=args.mask == "upstream",
-        chat_template=args.chat_template.read_text() if args.chat_template else None,
-        limit=args.data_rows,
-    )
+    def evaluate(self, step: int, params: Any) -> dict[str, float]:
+        """Return what decoding with these params gave."""
+        if not self._writes or not self._prompts:
+            return {}
+        run, dtype = self._run, self._target["norm"]["scale"].dtype
+        host = jax.device_get(params)
+        adapter = jax.tree.map(lambda leaf: leaf.astype(dtype), host)
+        adapter = place(adapter, run.mesh) if run.mesh else jax.device_put(adapter)
+        loaded = Params(self._target, adapter, run.config, run.draft, run.tokenizer, run.name)
+        figures = decoding_figures(loaded, self._prompts)
+        self.best.offer(step, host, figures)
+        return figures
 
 
 def show(args: argparse.Namespace) -> None:
@@ -125,80 +129,49 @@ def show(args: argparse.Namespace) -> None:
     print(f"{data.tokens.trained:,} of {data.tokens.all:,} tokens are predicted{left_out}")
 
 
-def train(run: Run, args: argparse.Namespace) -> None:
-    """Train until all steps are done and write the adapter, with the record of its training."""
-    loss = distillation_loss(run.config, args.exit_layer)
-    optimizer = make_optimizer(args)
-    target = replicate(run.target)
-    figures: dict[str, float] = {}
-    evaluate = make_evaluation(loss, target, run.data)
-
-    def remember(step: int, params: Any) -> dict[str, float]:
-        figures.update(evaluate(params))
-        return figures
-
-    print(
-        f"{args.model}: adapter of {sum(x.size for x in jax.tree.leaves(run.adapter)):,} parameters at exit layer "
-        f"{args.exit_layer} of {run.config.num_hidden_layers}; {run.data.tokens.all:,} tokens of training text, "
-        f"{run.data.tokens.trained:,} of them predicted, {run.data.held_out.tokens.all:,} held out"
-    )
-    if run.data.bad_rows.counts:
-        print(run.data.bad_rows)
-    state = fit(
-        make_train_step(loss, optimizer),
-        init_state(run.adapter, optimizer),
-        target,
-        run.data.batches,
-        args.steps,
-        run.workspace,
-        save_every=args.save_every,
-        evaluations=[Evaluation(args.eval_every, remember)],
-        name="adapter",
-    )
-    if not figures:
-        remember(int(state.step), state.params)
-    steps = int(state.step)
-    name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model  # Paths are of one machine.
-    record = {
-        "model": name,
-        "steps": steps,
-        "tokens": run.data.seen(steps),
-        **last_training_figures(run.workspace / "log.jsonl"),
-        **figures,
-        **run.settings,
-    }
-    save_adapter(run.out, run.config, run.draft, jax.device_get(state.params), record)
-    print(f"adapter of {steps} steps written to {run.out}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
-
-
-def make_evaluation(loss: Callable[..., Any], target: Any, data: Data) -> Callable[[Any], dict[str, float]]:
-    """Build ``params -> held-out means`` over a fixed set of batches of held-out data."""
-    step = make_eval_step(loss)
-    devices = jax.local_device_count()
-    batches = [split_devices(batch, devices) for batch in data.held_out_batches()]
-
-    def evaluate(params: Any) -> dict[str, float]:
-        sums = [step(params, target, batch) for batch in batches]
-        total = {name: float(sum(part[name] for part in sums)) for name in sums[0]}
-        return {f"held_out_{name}": total[name] / total["tokens"] for name in total if name != "tokens"}
-
-    return evaluate
-
-
 def main(argv: list[str] | None = None) -> None:
     """Train (or resume) the adapter that the options describe."""
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = build_parser().parse_args(words)
     try:
         try:
+            _join(args)
             if args.show_mask:
                 return show(args)
             run = prepare(args)
         except (ValueError, OSError) as error:
             raise SystemExit(f"error: {error}") from error
-        train(run, args)
+        train(run, args, words)
+    except (FloatingPointError, ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None
+    except Terminated:
+        print("terminated, all saved; the same command goes on from there", file=sys.stderr)
+        raise SystemExit(0) from None
+
+
+def _join(args: argparse.Namespace) -> None:
+    """Join the other processes of a run; before anything else is asked of JAX."""
+    if args.coordinator is None:
+        if args.processes is not None or args.process is not None:
+            raise ValueError("--processes and --process are for several processes; pass --coordinator HOST:PORT, too")
+        return
+    if args.shard_target > 1:
+        raise ValueError(f"--shard-target is {args.shard_target}; over several processes each device holds the target")
+    address = None if args.coordinator == "auto" else args.coordinator
+    jax.distributed.initialize(address, args.processes, args.process)
+
+
+def _description(run: Run, args: argparse.Namespace) -> str:
+    data: Data = run.data
+    lines = [
+        f"{args.model}: adapter of {sum(x.size for x in jax.tree.leaves(run.adapter)):,} parameters at exit layer "
+        f"{args.exit_layer} of {run.config.num_hidden_layers}; {data.tokens.all:,} tokens of training text, "
+        f"{data.tokens.trained:,} of them predicted, {data.held_out.tokens.all:,} held out"
+    ]
+    return "\n".join([*lines, *([str(data.bad_rows)] if data.bad_rows.counts else [])])
 
 
 if __name__ == "__main__":

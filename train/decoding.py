@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +27,8 @@ def decoding_figures(
         new_tokens: for each; EOS ends a text earlier.
 
     Returns:
-        ``compression_rate``, ``acceptance_rate``, ``ctar_1`` ... ``ctar_gamma`` (share of rounds that committed more than
-        w tokens) and ``accepted_1`` ... (share of w-th drafts that were accepted).
+        ``compression_rate``, ``acceptance_rate``, ``ctar_1`` ... ``ctar_gamma`` (share of rounds that committed more
+        than w tokens) and ``accepted_1`` ... (share of w-th drafts that were accepted).
     """
     outs = kangaroo_jax.generate(params, [list(ids) for ids in prompts], max_new_tokens=new_tokens)
     stats = pooled([out.stats for out in outs])
@@ -39,7 +40,9 @@ def decoding_figures(
 def pooled(several: Sequence[kangaroo_jax.Stats]) -> kangaroo_jax.Stats:
     """Return the rounds of several generations as those of one; times are the first one's."""
     names = ("accept_lengths", "draft_lengths", "accepted_drafts", "confidence")
-    joined = {name: tuple(itertools.chain.from_iterable(getattr(stats, name) for stats in several)) for name in names}
+    joined: dict[str, Any] = {
+        name: tuple(itertools.chain.from_iterable(getattr(stats, name) for stats in several)) for name in names
+    }
     return dataclasses.replace(several[0], new_tokens=sum(stats.new_tokens for stats in several), **joined)
 
 

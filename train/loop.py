@@ -13,13 +13,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from train.checkpoints import Checkpoints
 from train.metrics import Recorder
-from train.step import TrainState, split_devices
+from train.step import TrainState, check_skipped, place, place_batch
 
+_ASK_EVERY = 10
 _SHOWN = ("loss", "acceptance", "top1")
 
 
@@ -38,17 +40,6 @@ class Evaluation:
 
     every: int
     run: Callable[[int, Any], Mapping[str, float]]
-
-
-def replicate(tree: Any) -> Any:
-    """Place a tree on all local devices, as pmap hands it back; otherwise the second step would compile again."""
-    mesh = Mesh(np.array(jax.local_devices()), ("data",))
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
-
-
-def on_local_devices(batch: Any) -> Any:
-    """Split a host's rows over its devices."""
-    return split_devices(batch, jax.local_device_count())
 
 
 @contextlib.contextmanager
@@ -89,7 +80,8 @@ def fit(
     log_every: int = 10,
     evaluations: Sequence[Evaluation] = (),
     name: str = "train",
-    place: Callable[[Any], Any] = on_local_devices,
+    mesh: Mesh | None = None,
+    max_skipped: int = 20,
     wandb: str | None = None,
     settings: Any = None,
 ) -> TrainState:
@@ -98,7 +90,7 @@ def fit(
     Args:
         step_fn: from ``train.step.make_train_step``.
         state: the state to start from when there is no checkpoint.
-        frozen: what the step reads and never changes; on the devices already.
+        frozen: what the step reads and never changes, placed on the devices already (``train.step.place``).
         batches: ``batches(first_step)`` yields batches from that step on: arrays, or trees of arrays, ``[rows, ...]``.
         steps: total number of optimiser steps.
         directory: holds ``checkpoints/``, ``log.jsonl`` and ``tensorboard/``.
@@ -107,7 +99,8 @@ def fit(
         log_every: steps between two records; a record is of its step, but for ``tokens_per_second``.
         evaluations: measured now and then; nothing of them is lost to a kill, for they come before the checkpoint.
         name: label of the progress bar.
-        place: puts a batch where the step takes it.
+        mesh: the mesh of ``step_fn``, if it has one.
+        max_skipped: batches in a row that may be skipped; looked at when figures are written.
         wandb: project at Weights & Biases, or None.
         settings: shown there.
 
@@ -115,6 +108,7 @@ def fit(
         The state after the last step.
 
     Raises:
+        FloatingPointError: after too many skipped batches in a row.
         KeyboardInterrupt: after Ctrl-C, at the end of the step in progress, with a checkpoint saved.
         Terminated: likewise after SIGTERM.
     """
@@ -124,18 +118,19 @@ def fit(
         first = int(state.step)
         writes = jax.process_index() == 0
         recorder = Recorder(directory, first, wandb, settings) if writes else None
-        state, stream = replicate(state), batches(first)
+        state, stream = place(state, mesh), batches(first)
         with (
             contextlib.closing(recorder) if recorder else contextlib.nullcontext(),
             tqdm(total=steps, initial=first, desc=name, unit="step", mininterval=1.0, disable=not writes) as bar,
         ):
             meter = _Meter()
             for done in range(first + 1, steps + 1):
-                state, means = step_fn(state, frozen, place(next(stream)))
+                state, means = step_fn(state, frozen, place_batch(next(stream), mesh))
                 bar.update()
                 meter.count(means)
                 last = done == steps
                 if done % log_every == 0 or last:
+                    check_skipped(state, max_skipped)
                     figures = meter.read()
                     bar.set_postfix({key: f"{figures[key]:.3f}" for key in _SHOWN if key in figures} | meter.speed())
                     _write(recorder, done, figures)
@@ -145,11 +140,20 @@ def fit(
                         _write(recorder, done, held)
                         bar.write(f"step {done}: " + ", ".join(f"{key} {value:.4f}" for key, value in held.items()))
                         meter.restart()
-                if done % save_every == 0 or last or stops:
+                stop = 0 if last else _agreed(stops, done)
+                if done % save_every == 0 or last or stop:
                     checkpoints.save(done, state)
-                if stops and not last:
-                    raise KeyboardInterrupt if signal.SIGINT in stops else Terminated
+                if stop:
+                    raise KeyboardInterrupt if stop == signal.SIGINT else Terminated
     return state
+
+
+def _agreed(stops: Sequence[int], step: int) -> int:
+    """Return the signal to stop for, or 0; several hosts ask each other now and then, and stop at the same step."""
+    asked = stops[0] if stops else 0
+    if jax.process_count() == 1:
+        return asked
+    return int(multihost_utils.process_allgather(np.int32(asked)).max()) if step % _ASK_EVERY == 0 else 0
 
 
 class _Meter:

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from kangaroo_jax.model import LlamaConfig
+from train.optimizer import SCHEDULES, adapter_optimizer
 
 _SUMMARY = "Train the adapter of a target model; the target stays frozen."
 _DETAILS = "Stopped or killed, the same command goes on from the newest checkpoint. docs/training.md has recipes."
@@ -36,52 +36,84 @@ def build_parser() -> argparse.ArgumentParser:
     add("--eta", type=float, default=0.6, help="confidence stored in the adapter's config (default: %(default)s)")
     add("--steps", type=int, default=2000, help="optimiser steps (default: %(default)s)")
     add("--batch-size", type=int, default=16, help="rows per step, over all devices (default: %(default)s)")
+    parts = "parts that a device computes its windows in, one after the other, before an update: less memory"
+    add("--accumulate", type=int, default=1, help=f"{parts} (default: %(default)s)")
+    shard = "devices that share one copy of the target, when it does not fit one; a divisor of all devices"
+    add("--shard-target", type=int, default=1, metavar="DEVICES", help=f"{shard} (default: %(default)s)")
     add("--length", type=int, default=512, help="tokens of a window or conversation (default: %(default)s)")
-    add("--learning-rate", type=float, default=5e-5, help="peak, then linear to zero (default: %(default)s)")
+    add("--learning-rate", type=float, default=5e-5, help="peak of the schedule (default: %(default)s)")
+    add("--schedule", choices=SCHEDULES, default="linear", help="of the rate after the warm-up (default: %(default)s)")
     add("--warmup", type=int, default=100, help="steps of linear warm-up (default: %(default)s)")
     add("--weight-decay", type=float, default=0.01, help="of AdamW (default: %(default)s)")
-    add("--clip-value", type=float, default=0.5, help="each gradient is clipped to +-this (default: %(default)s)")
+    clip = "each gradient is clipped to +-this; 0: not"
+    add("--clip-value", type=float, default=0.5, help=f"{clip} (default: %(default)s)")
+    clip = "gradients are scaled together to this global norm, before --clip-value; 0: not"
+    add("--clip-norm", type=float, default=0.0, help=f"{clip} (default: %(default)s)")
     add("--betas", type=float, nargs=2, default=(0.9, 0.95), help="of AdamW (default: 0.9 0.95)")
     add("--seed", type=int, default=0, help="of initialisation and windows (default: %(default)s)")
+    skip = "stop after so many batches in a row without a token that counts or with gradients that are not finite"
+    add("--max-skipped", type=int, default=20, help=f"{skip} (default: %(default)s)")
+    add("--keep", type=int, default=2, help="checkpoints that are kept (default: %(default)s)")
     add("--save-every", type=int, default=200, help="steps between checkpoints (default: %(default)s)")
     add("--eval-every", type=int, default=200, help="steps between validations (default: %(default)s)")
+    decode = "steps between decoding a few held-out prompts; the adapter that does it best is kept; 0: never"
+    add("--decode-every", type=int, default=500, help=f"{decode} (default: %(default)s)")
+    add("--wandb", metavar="PROJECT", help="log to Weights & Biases, too (default: log.jsonl and TensorBoard only)")
+    hosts = "HOST:PORT of the first of several processes, or 'auto' where the cluster says it"
+    add("--coordinator", metavar="ADDRESS", help=f"{hosts} (default: this process alone)")
+    add("--processes", type=int, help="how many there are (default: the cluster's)")
+    add("--process", type=int, help="which of them this is, from 0 (default: the cluster's)")
     return parser
 
 
 def make_optimizer(args: argparse.Namespace) -> optax.GradientTransformation:
-    """AdamW on gradients clipped by value; linear warm-up to the peak, then linear decay to zero at the last step."""
-
-    def rate(step: jax.Array) -> jax.Array:
-        rising = (step + 1) / max(args.warmup, 1)
-        return args.learning_rate * jnp.minimum(rising, (args.steps - step) / max(args.steps - args.warmup, 1)).clip(
-            0, 1
-        )
-
-    b1, b2 = args.betas
-    return optax.chain(optax.clip(args.clip_value), optax.adamw(rate, b1, b2, weight_decay=args.weight_decay))
+    """Return the optimiser that the options describe."""
+    return adapter_optimizer(
+        args.learning_rate,
+        args.steps,
+        args.warmup,
+        schedule=args.schedule,
+        betas=tuple(args.betas),
+        weight_decay=args.weight_decay,
+        clip_value=args.clip_value,
+        clip_norm=args.clip_norm,
+    )
 
 
 def check_numbers(args: argparse.Namespace) -> None:
     """Raise ValueError naming the first option whose number makes no sense, what it must be and its value."""
-    devices = jax.local_device_count()
+    devices = jax.device_count()
+    sharers = args.shard_target
+    groups = max(devices // max(sharers, 1), 1)
     rules = (
         ("exit_layer", args.exit_layer >= 1, "at least 1"),
         ("gamma", args.gamma >= 1, "at least 1"),
         ("eta", args.eta >= 0, "at least 0"),
         ("steps", args.steps >= 1, "at least 1"),
         ("batch_size", args.batch_size >= 1, "at least 1"),
-        ("batch_size", args.batch_size % devices == 0, f"a multiple of the {devices} devices"),
+        ("shard_target", sharers >= 1 and devices % sharers == 0, f"a divisor of the {devices} devices"),
+        ("batch_size", args.batch_size % groups == 0, f"a multiple of {groups}, the copies of the target on devices"),
+        ("accumulate", args.accumulate >= 1, "at least 1"),
+        (
+            "accumulate",
+            args.batch_size // groups % max(args.accumulate, 1) == 0,
+            f"a divisor of the {args.batch_size // groups} windows of a copy of the target",
+        ),
         ("length", args.length >= 2, "at least 2"),
         ("learning_rate", args.learning_rate > 0, "above 0"),
         ("warmup", 0 <= args.warmup < args.steps, f"from 0 to below --steps ({args.steps})"),
         ("weight_decay", args.weight_decay >= 0, "at least 0"),
-        ("clip_value", args.clip_value > 0, "above 0"),
+        ("clip_value", args.clip_value >= 0, "at least 0"),
+        ("clip_norm", args.clip_norm >= 0, "at least 0"),
         ("betas", all(0 <= beta < 1 for beta in args.betas), "two numbers from 0 to below 1"),
         ("seed", args.seed >= 0, "at least 0"),
-        ("data_rows", args.data_rows is None or args.data_rows >= 1, "at least 1"),
-        ("show_mask", args.show_mask >= 0, "at least 0"),
+        ("max_skipped", args.max_skipped >= 1, "at least 1"),
         ("save_every", args.save_every >= 1, "at least 1"),
         ("eval_every", args.eval_every >= 1, "at least 1"),
+        ("decode_every", args.decode_every >= 0, "at least 0"),
+        ("keep", args.keep >= 1, "at least 1"),
+        ("data_rows", args.data_rows is None or args.data_rows >= 1, "at least 1"),
+        ("show_mask", args.show_mask >= 0, "at least 0"),
     )
     for name, holds, expected in rules:
         if not holds:

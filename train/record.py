@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
+import importlib.metadata
+import shlex
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,9 @@ from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import fingerprint
 from kangaroo_jax.store.files import read_json, write_json
 from train.corpus import TokenTexts
+from train.metrics import read_log
+
+_PASSING = ("tokens", "grad_norm", "skipped", "tokens_per_second")  # Of a step, not of the adapter.
 
 
 def run_settings(args: argparse.Namespace, config: LlamaConfig, target: Any) -> dict[str, Any]:
@@ -30,6 +36,8 @@ def run_settings(args: argparse.Namespace, config: LlamaConfig, target: Any) -> 
         "warmup",
         "weight_decay",
         "clip_value",
+        "clip_norm",
+        "schedule",
         "seed",
         "mask",
         "data_rows",
@@ -78,8 +86,31 @@ def claim(workspace: Path, settings: dict[str, Any]) -> None:
     write_json(path, settings)
 
 
-def last_training_figures(log: Path) -> dict[str, float]:
-    """Return loss, top1 and acceptance of the newest training step in the log."""
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    last = next(line for line in reversed(lines) if "loss" in line)
-    return {name: last[name] for name in ("loss", "top1", "acceptance")}
+def figures_at(log: Path, step: int) -> dict[str, float]:
+    """Return what is known of a step: the newest training, held-out and decoding figures in the log up to it."""
+    newest = {name: [value for at, value in curve if at <= step] for name, curve in read_log(log).items()}
+    return {name: values[-1] for name, values in newest.items() if values and name not in _PASSING}
+
+
+def provenance(argv: Sequence[str]) -> dict[str, Any]:
+    """Return what made an adapter, apart from data and options: command, versions, commit.
+
+    Paths are of one machine: the command has their last parts only.
+    """
+    words = [Path(word).name if "/" in word and Path(word).exists() else word for word in argv]
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "kangaroo-jax")
+    return {
+        "command": shlex.join(["python", "-m", "train.adapter", *words]),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "commit": _commit(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def _commit() -> str | None:
+    """Return the commit of the sources, with a mark if they have been changed since; None outside of a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None

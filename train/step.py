@@ -1,4 +1,9 @@
-"""One optimisation step under ``jax.pmap``: the only place that names a device axis."""
+"""One optimisation step, placed on devices in one of two ways: the only place that names a device axis.
+
+``jax.pmap`` when every device holds the whole target: rows are split over the devices. ``jax.jit`` over a mesh
+``("data", "model")`` when the target is spread over devices: rows are split over "data", its matrices over "model".
+The loss and the update are the same functions.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Tree = Any
 LossFn = Callable[[Tree, Tree, Tree], tuple[jax.Array, dict[str, jax.Array]]]
@@ -19,56 +25,121 @@ class TrainState(struct.PyTreeNode):
     """What changes from step to step.
 
     Attributes:
-        step: optimiser steps done, an int32 scalar.
+        step: batches seen, an int32 scalar. The learning rate follows the optimiser's own count in ``opt_state``,
+            which is ``step - skipped``.
         params: the trained params (never the frozen target's).
         opt_state: the optimiser's state.
+        skipped: batches that changed nothing: without a token that counts, or with a gradient that is not finite.
+        skipped_in_a_row: how many of them were the last ones.
     """
 
     step: jax.Array
     params: Tree
     opt_state: Tree
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
 
 
 def init_state(params: Tree, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the state before the first step."""
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+    step, skipped, row = (jnp.zeros((), jnp.int32) for _ in range(3))  # Apart: a donated buffer cannot serve twice.
+    return TrainState(step, params, optimizer.init(params), skipped, row)
 
 
-def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> Callable[..., tuple[TrainState, dict]]:
+def check_skipped(state: TrainState, limit: int) -> None:
+    """Raise if the last ``limit`` batches were all skipped; waits for the step that made ``state``.
+
+    Raises:
+        FloatingPointError: in one line, saying what to try.
+    """
+    if (row := int(state.skipped_in_a_row)) >= limit:
+        raise FloatingPointError(
+            f"the last {row} of {int(state.step)} batches were skipped: no token counted, or no finite gradient; "
+            "look at the masks of the data, lower --learning-rate, or try --dtype float32"
+        )
+
+
+def make_train_step(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, accumulate: int = 1, mesh: Mesh | None = None
+) -> Callable[..., tuple[TrainState, dict]]:
     """Build ``step(state, frozen, batch) -> (state, means)``.
+
+    A batch without a token that counts, or with a gradient that is not finite, changes neither params nor optimiser
+    state and is counted in the state.
 
     Args:
         loss_fn: ``(params, frozen, batch) -> (sum of losses, sums)``; ``sums`` maps names to sums over tokens and has
             ``"tokens"``, their number. Sums, not means: over devices they add up to the mean over all tokens,
             however the tokens are spread.
         optimizer: the optax optimiser.
+        accumulate: parts that a device's rows are computed in, one after the other; their gradients are added up
+            before the one update. Divides the rows of a device.
+        mesh: from ``target_mesh``, for a target spread over devices; None when every device holds all of it.
 
     Returns:
-        A pmapped function. ``state`` and ``frozen`` are replicated, not stacked; every leaf of ``batch`` is
-        ``[devices, rows, ...]``. The state is donated.
+        A compiled function of arrays placed by ``place`` and ``place_batch``. ``frozen`` is neither stacked nor
+        copied. The state is donated.
     """
+    axis = None if mesh else "data"
 
     def step(state: TrainState, frozen: Tree, batch: Tree) -> tuple[TrainState, dict]:
-        grads, sums = jax.grad(loss_fn, has_aux=True)(state.params, frozen, batch)
-        sums = jax.lax.psum(sums, "data")
+        grads, sums = _reduce(_accumulated(loss_fn, accumulate, state.params, frozen, batch), axis)
         count = jnp.maximum(sums["tokens"], 1.0)
-        grads = jax.tree.map(lambda g: g / count, jax.lax.psum(grads, "data"))
+        grads = jax.tree.map(lambda g: g / count, grads)
+        norm = optax.tree.norm(grads)
+        usable = (sums["tokens"] > 0) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        new = optax.apply_updates(state.params, updates), opt_state
+        params, opt_state = jax.tree.map(lambda a, b: jnp.where(usable, a, b), new, (state.params, state.opt_state))
+        skip = 1 - usable.astype(jnp.int32)
+        skipped = state.skipped + skip
         means = {name: value / count for name, value in sums.items() if name != "tokens"}
-        means |= {"tokens": sums["tokens"], "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, opt_state), means
+        means |= {"tokens": sums["tokens"], "grad_norm": norm, "skipped": skipped}
+        row = skip * (state.skipped_in_a_row + 1)
+        return TrainState(state.step + 1, params, opt_state, skipped, row), means
 
+    if mesh:
+        return jax.jit(step, donate_argnums=0, out_shardings=NamedSharding(mesh, PartitionSpec()))
     return jax.pmap(step, "data", in_axes=(None, None, 0), out_axes=None, donate_argnums=0)
 
 
-def make_eval_step(loss_fn: LossFn) -> Callable[[Tree, Tree, Tree], dict]:
+def make_eval_step(loss_fn: LossFn, mesh: Mesh | None = None) -> Callable[[Tree, Tree, Tree], dict]:
     """Build ``evaluate(params, frozen, batch) -> sums`` over all devices, with the same arguments as a step."""
 
     def evaluate(params: Tree, frozen: Tree, batch: Tree) -> dict:
-        return jax.lax.psum(loss_fn(params, frozen, batch)[1], "data")
+        return _reduce(loss_fn(params, frozen, batch)[1], None if mesh else "data")
 
+    if mesh:
+        return jax.jit(evaluate, out_shardings=NamedSharding(mesh, PartitionSpec()))
     return jax.pmap(evaluate, "data", in_axes=(None, None, 0), out_axes=None)
+
+
+def target_mesh(parts: int) -> Mesh:
+    """Return a mesh ``("data", "model")`` of all devices in which ``parts`` of them share one copy of the target.
+
+    Raises:
+        ValueError: if the devices do not divide so.
+    """
+    devices = jax.device_count()
+    if parts < 1 or devices % parts:
+        raise ValueError(f"a target in {parts} parts on {devices} devices; use a number that divides {devices}")
+    return jax.make_mesh((devices // parts, parts), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def place(tree: Tree, mesh: Mesh | None = None) -> Tree:
+    """Copy a tree to every device, as a step hands its state back; a second step would compile again otherwise."""
+    mesh = mesh or Mesh(np.array(jax.local_devices()), ("data",))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def place_batch(batch: Tree, mesh: Mesh | None = None) -> Tree:
+    """Split the rows of every ``[rows, ...]`` leaf for a step: over the devices, or over the "data" of a mesh.
+
+    Raises:
+        ValueError: if the rows do not divide evenly.
+    """
+    split = split_devices(batch, mesh.shape["data"] if mesh else jax.local_device_count())
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data"))) if mesh else split
 
 
 def split_devices(batch: Tree, devices: int) -> Tree:
@@ -84,3 +155,28 @@ def split_devices(batch: Tree, devices: int) -> Tree:
         return leaf.reshape(devices, leaf.shape[0] // devices, *leaf.shape[1:])
 
     return jax.tree.map(split, batch)
+
+
+def _accumulated(loss_fn: LossFn, accumulate: int, params: Tree, frozen: Tree, batch: Tree) -> tuple[Tree, dict]:
+    """Return gradient and sums of a batch, computed in parts."""
+    gradient = jax.grad(loss_fn, has_aux=True)
+    if accumulate == 1:
+        return gradient(params, frozen, batch)
+
+    def split(leaf: jax.Array) -> jax.Array:
+        if leaf.shape[0] % accumulate:
+            raise ValueError(f"{leaf.shape[0]} rows to accumulate over {accumulate} parts; use a multiple of it")
+        # Every part takes every ``accumulate``-th row: neighbours, which may lie on one device, go to different parts.
+        return leaf.reshape(-1, accumulate, *leaf.shape[1:]).swapaxes(0, 1)
+
+    def add(total: Tree, part: Tree) -> tuple[Tree, None]:
+        return jax.tree.map(jnp.add, total, gradient(params, frozen, part)), None
+
+    parts = jax.tree.map(split, batch)
+    shapes = jax.eval_shape(gradient, params, frozen, jax.tree.map(lambda leaf: leaf[0], parts))
+    return jax.lax.scan(add, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), parts)[0]
+
+
+def _reduce(tree: Tree, axis: str | None) -> Tree:
+    """Add up over the devices of a pmapped function; a function over a mesh sees the whole batch."""
+    return tree if axis is None else jax.lax.psum(tree, axis)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-import train.batches
+import train.loop
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter
 from kangaroo_jax.store import load_adapter, save_adapter, write_hf
 from train.adapter import main
@@ -71,14 +71,16 @@ def test_a_stopped_run_resumes_to_the_same_adapter(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     main([*command, "--out", str(model.parent / "whole")])
-    real = train.batches.window_batch
+    real = train.loop.place_batch
+    calls = []
 
-    def stopping(texts: Any, rows: int, length: int, seed: Any) -> dict[str, np.ndarray]:
-        if tuple(seed) == (0, 3):
+    def stopping(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 4:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(texts, rows, length, seed)
+        return real(*args)
 
-    monkeypatch.setattr(train.batches, "window_batch", stopping)
+    monkeypatch.setattr(train.loop, "place_batch", stopping)
     with pytest.raises(SystemExit) as stopped:
         main(command)
     monkeypatch.undo()
@@ -127,7 +129,7 @@ def test_a_warm_start_begins_with_the_given_adapter(model: Path, command: list[s
         np.testing.assert_allclose(leaf, expected, atol=1e-7)
     out = ["--out", str(model.parent / "other")]
     message = refusal([*command, *out, "--init-adapter", str(warm), "--exit-layer", "2"])
-    assert "is for exit layer 1, not 2" in message
+    assert "trained for exit_layer 1, and exit_layer 2 is asked for" in message
 
 
 @pytest.mark.parametrize(
@@ -142,6 +144,12 @@ def test_a_warm_start_begins_with_the_given_adapter(model: Path, command: list[s
         ("--batch-size 0", "--batch-size is 0"),
         ("--learning-rate -1", "--learning-rate is -1.0; it must be above 0"),
         ("--betas 0.9 1", "--betas is [0.9, 1.0]"),
+        ("--clip-value -1", "--clip-value is -1.0; it must be at least 0"),
+        ("--clip-norm -1", "--clip-norm is -1.0; it must be at least 0"),
+        ("--accumulate 0", "--accumulate is 0; it must be at least 1"),
+        ("--accumulate 2", "--accumulate is 2; it must be a divisor of the 3 windows of a copy of the target"),
+        ("--shard-target 3", "--shard-target is 3; it must be a divisor of the 1 devices"),
+        ("--max-skipped 0", "--max-skipped is 0; it must be at least 1"),
         ("--eta -0.1", "--eta is -0.1"),
         ("--gamma 0", "--gamma is 0"),
         ("--model nobody", "unknown model 'nobody'"),
@@ -212,6 +220,19 @@ def test_the_rate_rises_then_falls_to_zero() -> None:
         updates, state = optimizer.update({"w": np.float32(100)}, state, params)
         rates.append(-float(updates["w"]))
     assert rates == pytest.approx([0.5, 1, 1.5, 2, 2, 5 / 3, 4 / 3, 1, 2 / 3, 1 / 3, 0], abs=1e-5)
+
+
+def test_options_choose_schedule_and_clipping() -> None:
+    options = "--steps 10 --warmup 0 --learning-rate 2 --weight-decay 0 --betas 0 0 --schedule cosine --clip-norm 1"
+    optimizer = make_optimizer(build_parser().parse_args(["--model", "x", *options.split(), "--clip-value", "0"]))
+    params = {"w": np.float32(0), "v": np.float32(0)}
+    state, rates = optimizer.init(params), []
+    for _ in range(6):
+        updates, state = optimizer.update({"w": np.float32(30), "v": np.float32(40)}, state, params)
+        rates.append(-float(updates["w"]))
+    averages = next(leaf.mu for leaf in state[-1] if hasattr(leaf, "mu"))
+    assert rates == pytest.approx([1 + np.cos(np.pi * step / 10) for step in range(6)], abs=1e-5)
+    assert {name: float(value) for name, value in averages.items()} == pytest.approx({"w": 0.6, "v": 0.8})
 
 
 def test_help_names_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
