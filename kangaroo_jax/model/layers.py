@@ -115,6 +115,35 @@ def attend(
     return mixed.reshape(batch, heads, length, width).transpose(0, 2, 1, 3).reshape(batch, length, heads * width)
 
 
+QUERY_PIECE = 256
+
+
+def attend_within(
+    q: Float[Array, "B T H hd"],
+    k: Float[Array, "BK T hd"],
+    v: Float[Array, "BK T hd"],
+    mask: Bool[Array, "B T T"],
+) -> Float[Array, "B T O"]:
+    """Return ``attend`` of a block to itself: pieces of the queries, each with the keys up to its end.
+
+    So of the products that a causal mask hides only those within a piece are computed, and the scores of one piece
+    exist at a time, in the backward pass too. Positions are consecutive, as everywhere::
+
+        keys      0 1 2 3 4 5
+        piece 0   x . | . . .
+                  x x | . . .
+        piece 1   x x x . | .
+                  x x x x | .
+    """
+    one = attend if q.shape[1] <= QUERY_PIECE else jax.checkpoint(attend)
+    ends = [*range(QUERY_PIECE, q.shape[1], QUERY_PIECE), q.shape[1]]
+    starts = [0, *ends[:-1]]
+    pieces = [
+        one(q[:, at:end], k[:, :end], v[:, :end], mask[:, at:end, :end]) for at, end in zip(starts, ends, strict=True)
+    ]
+    return jnp.concatenate(pieces, axis=1)
+
+
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions; q, k and v come from one fused product.
 
@@ -136,7 +165,7 @@ class Attention(nn.Module):
             q, k = RMSNorm(config.rms_norm_eps, name="q_norm")(q), RMSNorm(config.rms_norm_eps, name="k_norm")(k)
         q, k = apply_rope(q, context.rope), apply_rope(k, context.rope)
         if cache is None:
-            mixed = attend(q, fold_heads(k), fold_heads(v), context.mask)
+            mixed = attend_within(q, fold_heads(k), fold_heads(v), context.mask)
         else:
             # Write first, then attend to the updated buffer: reading the old one would force a copy of it.
             cache = write_cache(cache, k, v, context.start)
