@@ -101,7 +101,7 @@ class Decoding:
         self._run, self._writes = run, writes
         # One device decodes; its share of a replicated target is all of it.
         self._target = target if run.mesh else jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, target)
-        self._prompts = held_out_prompts(run.data.held_out_batches())
+        self._prompts = held_out_prompts(run.data.whole_held_out_batches())
 
     def evaluate(self, step: int, params: Any) -> dict[str, float]:
         """Return what decoding with these params gave."""

@@ -67,6 +67,11 @@ class Data:
         """Yield ``count`` batches of held-out data, the same in every run; fewer if there are no more."""
         return self.held_out.fixed(count)
 
+    def whole_held_out_batches(self, count: int = HELD_OUT_BATCHES) -> Iterator[Batch]:
+        """Yield the same batches with the rows of all hosts."""
+        whole = dataclasses.replace(self.held_out.shape, host=0, hosts=1)
+        return dataclasses.replace(self.held_out, shape=whole).fixed(count)
+
 
 @dataclasses.dataclass
 class Found:

@@ -138,7 +138,8 @@ def fit(
                     if done % evaluation.every == 0 or last:
                         held = evaluation.run(done, state.params)
                         _write(recorder, done, held)
-                        bar.write(f"step {done}: " + ", ".join(f"{key} {value:.4f}" for key, value in held.items()))
+                        if writes and held:
+                            bar.write(f"step {done}: " + ", ".join(f"{key} {value:.4f}" for key, value in held.items()))
                         meter.restart()
                 stop = 0 if last else _agreed(stops, done)
                 if done % save_every == 0 or last or stop:

@@ -97,7 +97,8 @@ def provenance(argv: Sequence[str]) -> dict[str, Any]:
 
     Paths are of one machine: the command has their last parts only.
     """
-    words = [Path(word).name if "/" in word and Path(word).exists() else word for word in argv]
+    local = ("/", "~", ".")
+    words = [Path(word).name if word.startswith(local) or Path(word).exists() else word for word in argv]
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "kangaroo-jax")
     return {
         "command": shlex.join(["python", "-m", "train.adapter", *words]),

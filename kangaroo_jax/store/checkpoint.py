@@ -179,7 +179,7 @@ def restore_params(
 def sharding_of(placement: Placement, path: str, shape: tuple[int, ...], dtype: np.dtype) -> jax.sharding.Sharding:
     """Return where a leaf goes."""
     if placement is None:
-        return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if isinstance(placement, jax.sharding.Sharding):
         return placement
     return placement(path, jax.ShapeDtypeStruct(shape, dtype))
