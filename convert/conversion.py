@@ -20,6 +20,8 @@ from kangaroo_jax.store.files import check_vacant, partial_of, resumable_directo
 from kangaroo_jax.store.hf import stored_tensors, weight_files
 from kangaroo_jax.store.mapping import Leaf
 
+_PARTS = "parts"
+
 
 def convert(
     source: Path,
@@ -51,6 +53,7 @@ def convert(
     with resumable_directory(out, _work(source, leaves), replace=force) as staged:
         if not (staged / "params").is_dir():
             _write_params(leaves, staged, source.name)
+        shutil.rmtree(staged / _PARTS, ignore_errors=True)  # Killed while it removed them, a conversion comes here.
         write_json(staged / "config.json", config.to_hf())
         for name in TEXT_FILES:
             if (source / name).is_file():
@@ -88,6 +91,8 @@ def _check_destination(source: Path, out: Path, force: bool) -> None:
     check_vacant(out, force)
     if source.resolve().is_relative_to(out.resolve()):
         raise ValueError(f"{out} holds the source {source}; choose another --out")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"{out} is inside the source {source}; choose another --out")
     if out.exists() and not (out.is_dir() and ((out / "params").is_dir() or not any(out.iterdir()))):
         raise ValueError(f"{out} is not a converted directory, so --force does not replace it; choose another --out")
 
@@ -117,7 +122,7 @@ def _work(source: Path, leaves: list[Leaf]) -> dict[str, Any]:
 
 
 def _write_params(leaves: list[Leaf], staged: Path, name: str) -> None:
-    writer = ParamsWriter(staged / "parts")
+    writer = ParamsWriter(staged / _PARTS)
     done = sum(leaf.nbytes for leaf in leaves if leaf.path in writer.saved)
     total = sum(leaf.nbytes for leaf in leaves)
     with tqdm(total=total, initial=done, desc=f"converting {name}", unit="B", unit_scale=True) as bar:

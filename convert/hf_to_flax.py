@@ -24,7 +24,7 @@ from convert.command import ended
 from convert.conversion import convert, dry_run
 from convert.sources import locate
 from kangaroo_jax.store import DTYPES, find_adapter
-from kangaroo_jax.store.files import check_vacant, partial_of
+from kangaroo_jax.store.files import check_vacant
 from kangaroo_jax.store.names import ALIASES, EMBEDDED, converted, expand
 
 _TRANSFORMERS = Path("-")
@@ -59,13 +59,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Convert, print what was written, and return the exit status: 0, 2 for bad input, 130 for Ctrl-C."""
     args = build_parser().parse_args(argv)
-    out = _destination(args.source) if args.out is None else expand(args.out)
-    goes_on = f"the same command goes on where it stopped, in {partial_of(out)}"
-    return ended("hf_to_flax", partial(_run, args, out), out, goes_on)
+    out = (_destination(args.source) if args.out is None else expand(args.out)).absolute()
+    return ended("hf_to_flax", partial(_run, args, out), out, "the same command goes on where it stopped")
 
 
 def _run(args: argparse.Namespace, out: Path) -> None:
     if args.dry_run:
+        if args.check is not None:
+            raise ValueError("--dry-run makes nothing that --check could check; pass one of them")
         print(dry_run(locate(args.source, args.revision), args.dtype))
         return
     check_vacant(out, args.force)  # Before a download of gigabytes, not after it.

@@ -30,6 +30,11 @@ for sharding in (None, tensor_parallel):
     pieces = [leaf.addressable_shards[0].data.nbytes / leaf.nbytes for leaf in (kernel, drafting)]
     ids = [out.token_ids for out in kangaroo_jax.generate(params, prompts, max_new_tokens=24)]
     print([len(leaf.sharding.device_set) for leaf in (kernel, drafting)], pieces, ids, sep=";")
+three = jax.make_mesh((3,), ("model",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:3])
+try:
+    kangaroo_jax.load("joey", sharding=lambda path, leaf: NamedSharding(three, PartitionSpec("model")))
+except ValueError as error:
+    print(str(error).split(" (One")[0].split(" (S")[0])
 """
 
 
@@ -39,6 +44,8 @@ def test_spread_over_devices_ids_are_the_same(tmp_path):
         "KANGAROO_HOME": str(tmp_path),
     }
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
-    one, parts = (line.split(";") for line in done.stdout.splitlines())
+    *lines, uneven = done.stdout.splitlines()
+    one, parts = (line.split(";") for line in lines)
     assert one[:2] == ["[1, 1]", "[1.0, 1.0]"] and parts[:2] == ["[4, 4]", "[0.25, 0.25]"]
+    assert uneven == "sharding of adapter/input_layernorm/scale, (320,), does not divide it"
     assert one[2] == parts[2] and len(one[2]) > 100

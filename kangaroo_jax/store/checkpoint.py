@@ -76,7 +76,7 @@ class ParamsWriter:
     def _write(self) -> None:
         if not self._waiting:
             return
-        before = set(os.listdir(self.folder))
+        before = self._parts()
         # Interrupted, Orbax's threads would go on writing, and its import would come out as an ImportError.
         with held_interrupts():
             from orbax.checkpoint.experimental import v1  # Not at the top: reading safetensors does without it.
@@ -87,7 +87,7 @@ class ParamsWriter:
                 Exception
             ) as error:  # Orbax's and TensorStore's have no common base; a full disk may be a ValueError.
                 raise OSError(f"writing {self.folder} failed ({first_line(error)})") from error
-            self._record({"leaves": [*self._waiting], "entries": sorted(set(os.listdir(self.folder)) - before)})
+            self._record({"leaves": [*self._waiting], "parts": sorted(self._parts() - before)})
             self.saved |= set(self._waiting)
             self._waiting = {}
 
@@ -97,16 +97,19 @@ class ParamsWriter:
             journal.flush()
             os.fsync(journal.fileno())
 
+    def _parts(self) -> set[str]:
+        """Return what Orbax has written, as paths two levels deep: it collects its parts in a folder of its own."""
+        return {item.relative_to(self.folder).as_posix() for depth in ("*", "*/*") for item in self.folder.glob(depth)}
+
     def _take_stock(self) -> None:
         lines = _whole_lines(self._journal)
-        entries = {entry for line in lines for entry in line.get("entries", ())}
+        parts = {part for line in lines or () for part in line.get("parts", ())}
         # Killed while it put the parts together, a writer leaves neither parts nor a whole.
-        usable = not any("finishing" in line for line in lines) and entries <= set(os.listdir(self.folder))
-        keep = entries | {self._journal.name} if usable else set()
-        for item in self.folder.iterdir():
-            if item.name not in keep:
-                shutil.rmtree(item) if item.is_dir() else item.unlink()
-        self.saved = {leaf for line in lines for leaf in line["leaves"]} if usable else set()
+        usable = lines is not None and not any("finishing" in line for line in lines) and parts <= self._parts()
+        for part in sorted(self._parts() - parts - {self._journal.name} if usable else self._parts(), reverse=True):
+            item = self.folder / part
+            shutil.rmtree(item) if item.is_dir() else item.unlink()
+        self.saved = {leaf for line in lines or () for leaf in line["leaves"]} if usable else set()
 
 
 def save_params(directory: Path, params: Params) -> None:
@@ -177,12 +180,23 @@ def restore_params(
 
 
 def sharding_of(placement: Placement, path: str, shape: tuple[int, ...], dtype: np.dtype) -> jax.sharding.Sharding:
-    """Return where a leaf goes."""
+    """Return where a leaf goes.
+
+    Raises:
+        ValueError: if ``placement`` is no such thing, or does not divide the leaf.
+    """
     if placement is None:
         return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    if isinstance(placement, jax.sharding.Sharding):
-        return placement
-    return placement(path, jax.ShapeDtypeStruct(shape, dtype))
+    sharding = placement(path, jax.ShapeDtypeStruct(shape, dtype)) if callable(placement) else placement
+    if not isinstance(sharding, jax.sharding.Sharding):
+        raise ValueError(
+            f"sharding of {path} is {sharding!r:.60}; pass a jax.sharding.Sharding, or a function that returns one"
+        )
+    try:
+        sharding.shard_shape(shape)
+    except ValueError as error:
+        raise ValueError(f"sharding of {path}, {shape}, does not divide it ({first_line(error)})") from error
+    return sharding
 
 
 def to_device(path: str, values: np.ndarray, placement: Placement) -> jax.Array:
@@ -199,11 +213,18 @@ def _on_cpu(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return {path: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, cpu) for path, leaf in leaves.items()}
 
 
-def _whole_lines(journal: Path) -> list[dict[str, Any]]:
-    """Return the lines of the journal; the last may have been cut short by the end of its writer."""
+def _whole_lines(journal: Path) -> list[dict[str, Any]] | None:
+    """Return the journal's lines, None if it is damaged; a last one that a kill has cut short is removed."""
     if not journal.is_file():
         return []
-    return [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
+    data = journal.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        os.truncate(journal, len(whole))
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError:
+        return None
 
 
 def _file_sizes(directory: Path) -> dict[str, int]:

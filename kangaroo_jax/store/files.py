@@ -9,7 +9,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,13 @@ def whole_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         ValueError: if ``path`` exists and is not to be replaced.
     """
-    path = path.absolute()
-    if path.exists() and not replace:
-        raise ValueError(f"{path} exists; remove it or choose another destination")
+    path = _vacant(path, replace)
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         staged.chmod(0o777 & ~_umask())  # mkdtemp makes it private; the result should be an ordinary directory.
         yield staged
-        _take_place(staged, path)
+        _take_place(staged, path, Path(f"{staged}-old"), replace)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
@@ -57,30 +55,32 @@ def resumable_directory(path: Path, work: Mapping[str, Any], *, replace: bool = 
     Raises:
         ValueError: if ``path`` exists and is not to be replaced, or another process is at it.
     """
-    path = path.absolute()
-    if path.exists() and not replace:
-        raise ValueError(f"{path} exists; remove it or choose another destination")
-    staged = partial_of(path)
+    path = _vacant(path, replace)
+    staged, aside = partial_of(path), path.with_name(f".{path.name}.old")
+    if staged.is_symlink() or (staged.exists() and not staged.is_dir()):
+        raise ValueError(f"{staged} is in the way, where {path} would grow; remove it or choose another destination")
     staged.mkdir(parents=True, exist_ok=True)
-    marker, lock = staged / ".work.json", filelock.FileLock(staged / ".lock", blocking=False)
+    lock = filelock.FileLock(f"{staged}.lock", blocking=False)
     try:
         lock.acquire()
     except filelock.Timeout:
         raise ValueError(f"another process is writing {path}; wait for it, or choose another destination") from None
     try:
+        _finish_replacing(path, aside)
+        marker = staged / ".work.json"
         if not marker.is_file() or _read_or_none(marker) != work:
-            _empty(staged, keep={".lock"})
+            _remove(staged.iterdir())
             write_json(marker, work)
         yield staged
-        _take_place(staged, path)
-        for done in (marker, staged / ".lock"):
-            (path / done.name).unlink(missing_ok=True)
+        _remove(staged.glob(".*"))  # The marker, and what a killed process was about to write.
+        _take_place(staged, path, aside, replace)
     except (KeyboardInterrupt, OSError):
         raise
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
     finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
@@ -121,6 +121,12 @@ def held_interrupts() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+def check_vacant(out: Path, force: bool = False) -> None:
+    """Raise ValueError if something is at ``out`` that is not to be replaced."""
+    if out.exists() and not force:
+        raise ValueError(f"{out} exists; choose another --out, or replace it with --force")
+
+
 def write_json(path: Path, fields: Mapping[str, Any]) -> None:
     """Write a JSON object, indented, whole or not at all."""
     with whole_file(path) as staged:
@@ -154,27 +160,48 @@ def first_line(error: BaseException, limit: int = 160) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _take_place(staged: Path, path: Path) -> None:
-    """Rename ``staged`` to ``path``, replacing what is there."""
+def _vacant(path: Path, replace: bool) -> Path:
+    """Return the absolute path of a directory to make, once it is known that it may be."""
+    path = path.absolute()
+    if not path.name:
+        raise ValueError(f"{path} is no name for a directory to make; choose another destination")
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path} is a link that leads nowhere; remove it or choose another destination")
+    if path.exists() and not replace:
+        raise ValueError(f"{path} exists; remove it or choose another destination")
+    return path
+
+
+def _take_place(staged: Path, path: Path, aside: Path, replace: bool) -> None:
+    """Rename ``staged`` to ``path``; what is there goes to ``aside`` first, and is removed.
+
+    Raises:
+        FileExistsError: if something has come to ``path`` that is not to be replaced.
+    """
     if not path.exists():
         staged.rename(path)
         return
-    # A rename cannot replace a directory that has contents: the old one steps aside first.
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-    path.rename(aside / path.name)
+    if not replace:
+        raise FileExistsError(f"{path} has appeared in the meantime; move it away")
+    path.rename(aside)  # A rename cannot replace a directory that has contents.
     try:
         staged.rename(path)
     except BaseException:
-        (aside / path.name).rename(path)
+        aside.rename(path)
         raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
-def _empty(directory: Path, keep: Container[str]) -> None:
-    for item in directory.iterdir():
-        if item.name not in keep:
-            shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+def _finish_replacing(path: Path, aside: Path) -> None:
+    """Clear up after a process that was killed while it replaced ``path``."""
+    if aside.exists() and not path.exists():
+        aside.rename(path)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove(items: Iterable[Path]) -> None:
+    for item in list(items):
+        shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
 
 
 def _read_or_none(path: Path) -> dict[str, Any] | None:
@@ -188,9 +215,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def check_vacant(out: Path, force: bool = False) -> None:
-    """Raise ValueError if something is at ``out`` that is not to be replaced."""
-    if out.exists() and not force:
-        raise ValueError(f"{out} exists; choose another --out, or replace it with --force")

@@ -19,7 +19,7 @@ from orbax.checkpoint.experimental import v1
 
 from convert import conversion, hf_to_flax
 from kangaroo_jax.model import KangarooConfig, init_adapter
-from kangaroo_jax.store import checkpoint, home, load_adapter, load_target, read_config, read_hf, save_adapter
+from kangaroo_jax.store import checkpoint, home, load_adapter, load_target, read_config, read_hf, save_adapter, write_hf
 from kangaroo_jax.store.files import resumable_directory
 from kangaroo_jax.store.hf import StoredTensor
 from kangaroo_jax.store.mapping import flatten
@@ -72,7 +72,7 @@ def failed(capsys, *argv):
     """Run the command, which must fail with one line; return it."""
     assert hf_to_flax.main(list(map(str, argv))) == 2
     captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if "converting" not in line or line.startswith("hf_to_flax")]
+    lines = [line for line in captured.err.splitlines() if line and not line.startswith("converting")]
     assert captured.out == "" and len(lines) == 1 and lines[0].startswith("hf_to_flax: "), captured
     return lines[0]
 
@@ -148,7 +148,8 @@ def test_force_does_not_cost_anything_else(source, tmp_path, capsys):
     assert "not a converted directory" in failed(capsys, source, "--out", tmp_path / "thesis", "--force")
     assert "holds the source" in failed(capsys, source, "--out", source, "--force")
     assert "holds the source" in failed(capsys, source, "--out", source.parent, "--force")
-    assert "not a converted directory" in failed(capsys, source, "--out", source / "config.json", "--force")
+    assert "is inside the source" in failed(capsys, source, "--out", source / "config.json", "--force")
+    assert "is inside the source" in failed(capsys, source, "--out", source / "adapter" / "x")
     assert (tmp_path / "thesis" / "chapter1.txt").is_file()
     read_hf(source)
 
@@ -195,7 +196,8 @@ def test_killed_it_goes_on_with_what_is_finished(source, tmp_path, written, caps
             while process.poll() is None and not (journal.is_file() and len(journal.read_text().splitlines()) >= lines):
                 time.sleep(0.002)
             process.kill()
-        assert process.returncode == -signal.SIGKILL and tree_of(tmp_path) == [".out.partial", "source"]
+        assert process.returncode == -signal.SIGKILL
+        assert tree_of(tmp_path) == [".out.partial", ".out.partial.lock", "source"]
     finished = {leaf for line in journal.read_text().splitlines() for leaf in json.loads(line)["leaves"]}
     assert 9 <= len(finished) < LEAVES
     assert hf_to_flax.main(command[3:]) == 0
@@ -203,6 +205,86 @@ def test_killed_it_goes_on_with_what_is_finished(source, tmp_path, written, caps
     assert tree_of(tmp_path) == ["out", "source"]
     params = read_hf(source)[1]
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(load_target(out, "bfloat16")[1]), params)
+
+
+def test_killed_between_a_part_and_its_line_in_the_journal_it_goes_on(source, tmp_path, monkeypatch, capsys, written):
+    argv = [str(source), "--out", str(tmp_path / "out")]
+    for stop in (1, 5):  # Orbax collects its first part elsewhere than the others.
+        with monkeypatch.context() as patched:
+            record, count = checkpoint.ParamsWriter._record, [0]
+
+            def killed(self, line, record=record, count=count, stop=stop):
+                count[0] += 1
+                if count[0] == stop:
+                    raise KeyboardInterrupt
+                record(self, line)
+
+            patched.setattr(checkpoint.ParamsWriter, "_record", killed)
+            assert hf_to_flax.main(argv) == 130
+    assert hf_to_flax.main(argv) == 0
+    params = read_hf(source)[1]
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(load_target(tmp_path / "out", "bfloat16")[1]), params)
+
+
+def test_what_a_killed_run_has_left_is_cleared_up(source, tmp_path, capsys, monkeypatch):
+    out, partial, old = tmp_path / "out", tmp_path / ".out.partial", tmp_path / ".out.old"
+    argv = [str(source), "--out", str(out), "--force"]
+    with monkeypatch.context() as patched:
+        patched.setattr(conversion.shutil, "copytree", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert hf_to_flax.main(argv) == 130
+    (partial / "parts").mkdir()
+    (partial / ".config.json-123").write_text("{")
+    old.mkdir()
+    (old / "params").mkdir()  # Killed while it replaced an older one, which was put back and is now replaced.
+    assert hf_to_flax.main(argv) == 0
+    assert tree_of(tmp_path) == ["out", "source"]
+    names = ["adapter", "config.json", "generation_config.json", "params"]
+    assert [name for name in tree_of(out) if "token" not in name and "chat" not in name] == names
+
+
+def test_what_comes_to_the_destination_meanwhile_stays(source, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    real = conversion.shutil.copytree
+
+    def intruder(*args, **kwargs):
+        out.mkdir()
+        (out / "notes.txt").write_text("precious")
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(conversion.shutil, "copytree", intruder)
+        assert "has appeared in the meantime; move it away" in failed(capsys, source, "--out", out)
+    assert tree_of(out) == ["notes.txt"]
+    out.rename(tmp_path / "moved")
+    assert hf_to_flax.main([str(source), "--out", str(out)]) == 0
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_something_else_where_it_would_grow_is_left_alone(source, tmp_path, capsys, kind):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("precious")
+    if kind == "file":
+        (tmp_path / ".out.partial").write_text("precious")
+    else:
+        (tmp_path / ".out.partial").symlink_to(tmp_path / "mine")
+    assert ".out.partial is in the way, where" in failed(capsys, source, "--out", tmp_path / "out")
+    assert tree_of(tmp_path / "mine") == ["notes.txt"]
+
+
+def test_odd_destinations(source, tmp_path, capsys):
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    assert "is a link that leads nowhere" in failed(capsys, source, "--out", tmp_path / "dangling")
+    assert "holds the source" in failed(capsys, source, "--out", "/", "--force")
+    assert "--dry-run makes nothing" in failed(capsys, source, "--dry-run", "--check")
+
+
+def test_values_too_large_for_a_dtype_are_refused(tmp_path, capsys):
+    config, params = read_hf(FIXTURES / "gqa", "float32")
+    params["norm"]["scale"][3] = 1e6
+    write_hf(tmp_path / "large", config, params)
+    argv = (tmp_path / "large", "--out", tmp_path / "out", "--dtype")
+    assert "model.norm.weight has values too large for float16; choose bfloat16" in failed(capsys, *argv, "float16")
+    assert hf_to_flax.main([*map(str, argv), "bfloat16"]) == 0
 
 
 def test_another_source_begins_anew(source, tmp_path, monkeypatch, capsys, written):

@@ -156,6 +156,25 @@ def test_leaves_go_where_they_are_told(saved):
     assert {leaf.sharding for leaf in jax.tree.leaves(restore_params(saved, CONFIG, sharding=whole))} == {whole}
 
 
+@pytest.mark.parametrize(
+    ("sharding", "message"),
+    [
+        ("cpu", "sharding of embed_tokens/embedding is 'cpu'; pass a jax.sharding.Sharding, or a function"),
+        (lambda path, leaf: None, "sharding of embed_tokens/embedding is None; pass"),
+        (PartitionSpec(), r"is P\(\); pass"),
+    ],
+)
+def test_what_is_no_sharding_is_refused(saved, sharding, message):
+    refused(lambda: restore_params(saved, CONFIG, sharding=sharding), message)
+
+
+def test_a_damaged_journal_is_no_journal(tmp_path, params, one_by_one):
+    first = ParamsWriter(tmp_path / "parts")
+    first.add("norm/scale", params["norm"]["scale"])
+    (tmp_path / "parts" / "saved.jsonl").write_text("not json\n")
+    assert ParamsWriter(tmp_path / "parts").saved == set() and [*(tmp_path / "parts").iterdir()] == []
+
+
 @pytest.fixture
 def one_by_one(monkeypatch):
     """Write every leaf at once; return what was handed to Orbax, in order."""
@@ -176,16 +195,20 @@ def test_a_second_writer_goes_on_with_the_first_ones_leaves(tmp_path, params, on
     first = ParamsWriter(tmp_path / "parts")
     for path in [*leaves][:5]:
         first.add(path, leaves[path])
-    half = tmp_path / "parts" / "params.partial_save.pending_7_half"  # What a killed writer was at.
+    half = (
+        next((tmp_path / "parts").glob("params*")) / "params.partial_save.pending_7_half"
+    )  # What it was at when killed.
     half.mkdir()
     journal = tmp_path / "parts" / "saved.jsonl"
     journal.write_text(journal.read_text() + '{"leaves": ["nor')
     second = ParamsWriter(tmp_path / "parts")
     assert second.saved == set([*leaves][:5]) and not half.exists()
-    for path, leaf in leaves.items():
-        if path not in second.saved:
-            second.add(path, leaf)
-    second.finish(tmp_path / "params")
+    second.add([*leaves][5], leaves[[*leaves][5]])
+    third = ParamsWriter(tmp_path / "parts")  # The line that was cut short has not spoilt the next one.
+    assert third.saved == set([*leaves][:6])
+    for path in [*leaves][6:]:
+        third.add(path, leaves[path])
+    third.finish(tmp_path / "params")
     assert sorted(one_by_one) == sorted(leaves)
     assert [item.name for item in tmp_path.iterdir()] == ["params"]
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(restore_params(tmp_path / "params", CONFIG)), params)
