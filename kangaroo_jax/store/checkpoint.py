@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +70,11 @@ class ParamsWriter:
             from orbax.checkpoint.experimental import v1
 
             self._record({"finishing": True})
-            v1.partial.finalize(self.folder / "params")
+            try:
+                with _quiet():
+                    v1.partial.finalize(self.folder / "params")
+            except Exception as error:
+                raise OSError(f"finishing {self.folder} failed ({first_line(error)})") from error
             state = self.folder / "params" / "state"
             write_json(state / _SIZES, _file_sizes(state))
             state.rename(directory)
@@ -81,11 +88,11 @@ class ParamsWriter:
         with held_interrupts():
             from orbax.checkpoint.experimental import v1  # Not at the top: reading safetensors does without it.
 
+            # Orbax's and TensorStore's errors have no common base; a full disk may be a ValueError.
             try:
-                v1.partial.save(self.folder / "params", unflatten(_on_cpu(self._waiting)))
-            except (
-                Exception
-            ) as error:  # Orbax's and TensorStore's have no common base; a full disk may be a ValueError.
+                with _quiet():
+                    v1.partial.save(self.folder / "params", unflatten(_on_cpu(self._waiting)))
+            except Exception as error:
                 raise OSError(f"writing {self.folder} failed ({first_line(error)})") from error
             self._record({"leaves": [*self._waiting], "parts": sorted(self._parts() - before)})
             self.saved |= set(self._waiting)
@@ -173,7 +180,7 @@ def restore_params(
         target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=bool(only)
     )
     try:
-        with ocp.Checkpointer(handler) as checkpointer:
+        with _quiet(), ocp.Checkpointer(handler) as checkpointer:
             return checkpointer.restore(directory, args=arguments)
     except Exception as error:  # As above.
         raise ValueError(f"{directory} is damaged ({first_line(error)}); {_CONVERT_AGAIN}") from error
@@ -197,6 +204,18 @@ def sharding_of(placement: Placement, path: str, shape: tuple[int, ...], dtype: 
     except ValueError as error:
         raise ValueError(f"sharding of {path}, {shape}, does not divide it ({first_line(error)})") from error
     return sharding
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Orbax's threads from printing their tracebacks: what they raise is raised here, too, and told in a line."""
+    logger, hook = logging.getLogger("absl"), threading.excepthook
+    disabled, logger.disabled = logger.disabled, True
+    threading.excepthook = lambda args: None
+    try:
+        yield
+    finally:
+        logger.disabled, threading.excepthook = disabled, hook
 
 
 def to_device(path: str, values: np.ndarray, placement: Placement) -> jax.Array:
