@@ -180,10 +180,12 @@ def _check_own(out: Path) -> None:
     wrong = f"{out} is not an exported adapter, so --force does not replace it; choose another --out"
     if out.exists() and not out.is_dir():
         raise ValueError(wrong)
-    names = {item.name for item in out.iterdir()} if out.exists() else set()
+    # From the hub it comes back with .gitattributes and .cache; .git would be the history of more than an export.
+    found = {item.name for item in out.iterdir()} if out.exists() else set()
+    names = {name for name in found if not name.startswith(".") or name == ".git"}
     known = {"config.json", CARD, *(file for file, _ in FORMATS.values())}
     # Names alone would be those of a small model, too.
-    if names and not (names <= known and EXPORTED in read_json(out / "config.json", wrong)):
+    if found and not (names <= known and EXPORTED in read_json(out / "config.json", wrong)):
         raise ValueError(wrong)
 
 

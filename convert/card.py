@@ -28,6 +28,8 @@ _FIGURES = {
     "top1": "share of training positions where both agree on the likeliest token, at the last step",
 }
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+_MARKUP = re.compile(r"[\\`*_\[\]<>&|~$#!@]|:(?=//)")  # What begins markup inside a line; ":" of a bare link.
+_LONGEST = 200
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
@@ -135,13 +137,18 @@ def _bullets(facts: dict[str, str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Return a recorded value as text on one line."""
-    if value is None or value == []:
-        return _MISSING
+    """Return a recorded value as Markdown that shows it as it is: on one line, without markup, shortened."""
+    line = " ".join(_as_text(value).split())
+    line = "".join(character for character in line if character.isprintable())
+    line = line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
+    return _MARKUP.sub(r"\\\g<0>", line) or _MISSING
+
+
+def _as_text(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return ", ".join(_shown(item) for item in value)
+        return ", ".join(value)
     if isinstance(value, float):
         return f"{value:.4g}"
     if type(value) is int:
         return f"{value:,}"
-    return " ".join(value.split()) if isinstance(value, str) else json.dumps(value)
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)

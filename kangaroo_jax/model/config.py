@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kangaroo_jax.model.families import FAMILIES, Family, family_of, window_from_hf, window_to_hf
+from kangaroo_jax.model.fields import DEEPEST, INT32, WIDEST, brief, check_integer, positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,17 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.rope_type not in ("linear", "llama3"):
+            raise ValueError(f"rope_type is {brief(self.rope_type)}; it must be 'linear' or 'llama3'")
+        _set_positive(self, "factor", "low_freq_factor", "high_freq_factor")
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor is {self.low_freq_factor}; it must be below high_freq_factor "
+                f"({self.high_freq_factor})"
+            )
+        check_integer("original_max_position_embeddings", self.original_max_position_embeddings, most=INT32)
 
     def to_hf(self) -> dict[str, Any]:
         """Return the ``rope_scaling`` entry of a ``config.json``."""
@@ -84,23 +96,31 @@ class LlamaConfig:
     sliding_window: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
+            check_integer(name, getattr(self, name))
+        check_integer("num_hidden_layers", self.num_hidden_layers, most=DEEPEST)
+        if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads is {self.num_key_value_heads}; it must divide num_attention_heads "
                 f"({self.num_attention_heads})"
             )
-        if not self.rms_norm_eps > 0:
-            raise ValueError(f"rms_norm_eps is {self.rms_norm_eps}; it must be above 0")
-        if self.head_dim < 2 or self.head_dim % 2:
+        check_integer("head_dim", self.head_dim, 2)
+        if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; rotary embedding needs an even number of at least 2")
+        _set_positive(self, "rms_norm_eps", "rope_theta")
+        check_integer("max_position_embeddings", self.max_position_embeddings, most=INT32)
+        if type(self.tie_word_embeddings) is not bool:
+            raise ValueError(f"tie_word_embeddings is {brief(self.tie_word_embeddings)}; it must be true or false")
+        if self.bos_token_id is not None:
+            check_integer("bos_token_id", self.bos_token_id, 0, INT32)
+        for token in self.eos_token_id:
+            check_integer("eos_token_id", token, 0, INT32)
         if self.model_type not in FAMILIES:
-            raise ValueError(f"model_type is {self.model_type!r}; it must be one of {', '.join(FAMILIES)}")
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(f"sliding_window is {self.sliding_window}; it must be at least 1, or None for no window")
-        if self.sliding_window is not None and not self.family.windowed:
+            raise ValueError(f"model_type is {brief(self.model_type)}; it must be one of {', '.join(FAMILIES)}")
+        if self.sliding_window is None:
+            return
+        check_integer("sliding_window", self.sliding_window, most=INT32)
+        if not self.family.windowed:
             raise ValueError(
                 f"sliding_window is {self.sliding_window}, but models of model_type {self.model_type!r} have none"
             )
@@ -132,6 +152,8 @@ class LlamaConfig:
         required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         if missing := [name for name in required if config.get(name) is None]:
             raise ValueError(f"config.json lacks {', '.join(missing)}; is it the config of a language model?")
+        for name in required:  # Some are computed with here, before the rest is checked.
+            check_integer(name, config[name], most=DEEPEST if name == "num_hidden_layers" else WIDEST)
         heads = config["num_attention_heads"]
         theta, scaling = _rope_from_hf(config)
         eos = config.get("eos_token_id", 2)  # As transformers' Llama: 2 when absent, none when null.
@@ -186,23 +208,39 @@ class KangarooConfig:
     eta: float = 0.6
 
 
-def _rope_from_hf(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+def _set_positive(config: Any, *names: str) -> None:
+    """Check fields that are numbers above 0, and make floats of them: JSON may have 500000 for 500000.0."""
+    for name in names:
+        object.__setattr__(config, name, positive(name, getattr(config, name)))  # The class is frozen.
+
+
+def _rope_from_hf(config: Mapping[str, Any]) -> tuple[Any, RopeScaling | None]:
     """Read theta and scaling from either dialect of ``config.json``."""
+    for name in ("rope_parameters", "rope_scaling"):
+        if config.get(name) and not isinstance(config[name], Mapping):
+            raise ValueError(f"{name} is {brief(config[name])}; it must be an object or null")
     new = config.get("rope_parameters") or {}
     scaling = new or config.get("rope_scaling") or {}
-    theta = float(new.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    thetas = (fields.get("rope_theta") for fields in (new, config))
+    theta = next((theta for theta in thetas if theta is not None), 10000.0)
     if nested := [name for name, value in scaling.items() if isinstance(value, Mapping)]:
-        raise ValueError(f"config.json has rope_parameters for {', '.join(nested)}; only one rope for all is supported")
+        raise ValueError(
+            f"config.json has rope_parameters for {brief(', '.join(nested))[1:-1]}; only one rope for all is supported"
+        )
     if (part := scaling.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1) != 1:
-        raise ValueError(f"config.json has partial_rotary_factor = {part!r}; only heads rotated whole are supported")
+        raise ValueError(
+            f"config.json has partial_rotary_factor = {brief(part)}; only heads rotated whole are supported"
+        )
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind == "default":
         return theta, None
     if kind not in ("linear", "llama3"):
-        raise ValueError(f"config.json has rope_type {kind!r}; only 'default', 'linear' and 'llama3' are supported")
+        raise ValueError(
+            f"config.json has rope_type {brief(kind)}; only 'default', 'linear' and 'llama3' are supported"
+        )
     names = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     needed = ("factor", *names) if kind == "llama3" else ("factor",)
     if missing := [name for name in needed if name not in scaling]:
         raise ValueError(f"config.json has rope_type {kind!r} without {', '.join(missing)}")
     extra = {name: scaling[name] for name in names} if kind == "llama3" else {}
-    return theta, RopeScaling(kind, float(scaling["factor"]), **extra)
+    return theta, RopeScaling(kind, scaling["factor"], **extra)

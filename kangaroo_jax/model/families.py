@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from kangaroo_jax.model.fields import INT32, brief, check_integer
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -68,8 +70,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
     if quantised := config.get("quantization_config"):
         method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
         raise ValueError(
-            f"config.json has a quantization_config ({method}); quantised weights are not read, use a checkpoint in "
-            "float32, bfloat16 or float16"
+            f"config.json has a quantization_config ({brief(str(method))[1:-1]}); quantised weights are not read, "
+            "use a checkpoint in float32, bfloat16 or float16"
         )
     family = FAMILIES[config.get("model_type") or "llama"]
     _refuse(config, "hidden_act", ("silu", "swish", None))
@@ -79,7 +81,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
         _refuse(config, name, (False, None))
     for name in ("num_experts", "num_local_experts", "n_routed_experts"):
         if config.get(name):
-            raise ValueError(f"config.json has {name} = {config[name]!r}; mixtures of experts are not supported")
+            raise ValueError(f"config.json has {name} = {brief(config[name])}; mixtures of experts are not supported")
     return family
 
 
@@ -92,6 +94,8 @@ def window_from_hf(family: Family, config: Mapping[str, Any]) -> int | None:
     layers, window = config["num_hidden_layers"], config.get("sliding_window") if family.windowed else None
     if family.switched and not config["use_sliding_window"]:
         window = None
+    if window is not None and family.switched:
+        check_integer("max_window_layers", config["max_window_layers"], 0, INT32)
     first = layers if window is None else config["max_window_layers"] if family.switched else 0
     kinds = ["sliding_attention" if layer >= first else "full_attention" for layer in range(layers)]
     if 0 < first < layers:
@@ -100,7 +104,8 @@ def window_from_hf(family: Family, config: Mapping[str, Any]) -> int | None:
             f"{layers} layers or in none is supported"
         )
     if (config.get("layer_types") or kinds) != kinds:
-        raise ValueError(f"config.json has layer_types {config['layer_types']!r}; only {kinds[0]} throughout fits it")
+        listed = brief(config["layer_types"])
+        raise ValueError(f"config.json has layer_types {listed}; only {kinds[0]} throughout fits it")
     return window if first == 0 else None
 
 
@@ -119,4 +124,4 @@ def _refuse(config: Mapping[str, Any], name: str, allowed: tuple[Any, ...]) -> N
     if config.get(name) not in allowed:
         listed = ", ".join(repr(value) for value in allowed if value is not None and value != "swish")
         verb = "are" if "," in listed else "is"
-        raise ValueError(f"config.json has {name} = {config[name]!r}; only {listed} {verb} supported")
+        raise ValueError(f"config.json has {name} = {brief(config[name])}; only {listed} {verb} supported")

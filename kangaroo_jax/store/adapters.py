@@ -12,11 +12,13 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
+from kangaroo_jax.model.fields import brief
 from kangaroo_jax.store.checkpoint import Placement, default_dtype, to_device
 from kangaroo_jax.store.files import read_json, whole_directory, write_json
 from kangaroo_jax.store.hf import StoredTensor, as_dtype, read_config, stored_tensors, weight_files, write_safetensors
@@ -146,7 +148,7 @@ def read_adapter(directory: Path, config: LlamaConfig, exit_layer: int | None = 
     """
     directory = Path(directory)
     if exit_layer is not None and type(exit_layer) is not int:
-        raise ValueError(f"exit_layer is {exit_layer!r:.60}; it must be an integer")
+        raise ValueError(f"exit_layer is {brief(exit_layer)}; it must be an integer")
     if (file := directory / ADAPTER_CONFIG).is_file():
         draft, training = _recorded(read_json(file, _AGAIN), str(file), config, exit_layer)
         files = [directory / ADAPTER_WEIGHTS]
@@ -176,9 +178,11 @@ def find_adapter(directory: Path, adapter: str | os.PathLike[str] | None = None)
     if adapter is None:
         own = Path(directory) / "adapter"
         return own if own.is_dir() else None
+    if not isinstance(adapter, str | os.PathLike) or adapter == "":
+        raise ValueError(f"adapter is {adapter!r:.60}; give an adapter directory")
     path = expand(adapter)
-    if not path.is_dir():
-        raise ValueError(f"no adapter directory {os.fspath(adapter)!r}; train one: python -m train.adapter")
+    if not os.path.isdir(path):  # Path.is_dir raises for a name that is too long.
+        raise ValueError(f"no adapter directory {os.fspath(adapter)!r:.300}; train one: python -m train.adapter")
     return path
 
 
@@ -186,6 +190,12 @@ def _read_theirs(directory: Path, config: LlamaConfig, exit_layer: int | None) -
     """Return the draft model and training of an adapter in the authors' form."""
     file = directory / "config.json"
     theirs = read_config(directory)
+    if theirs != theirs.plain:
+        window = "" if theirs.sliding_window is None else " and a sliding window"
+        raise ValueError(
+            f"{file} has model_type {theirs.model_type}{window}; an adapter is plain Llama attention, of model_type "
+            "llama: give another adapter"
+        )
     if other := [name for name in _SHARED if getattr(theirs, name) != getattr(config, name)]:
         details = ", ".join(f"{name} {getattr(theirs, name)} instead of {getattr(config, name)}" for name in other)
         raise ValueError(f"{file} has {details}; use the adapter trained for this target")
@@ -215,14 +225,14 @@ def _recorded(
         raise ValueError(f"{where} has no usable {', '.join(wrong)}; {_AGAIN}")
     if fields["hidden_size"] != config.hidden_size:
         raise ValueError(
-            f"{where}: the adapter is for hidden_size {fields['hidden_size']}, the model has {config.hidden_size}; "
-            "use the adapter trained for this model"
+            f"{where}: the adapter is for hidden_size {brief(fields['hidden_size'])}, the model has "
+            f"{config.hidden_size}; use the adapter trained for this model"
         )
-    draft = KangarooConfig(fields["exit_layer"], fields["gamma"], float(fields["eta"]))
+    draft = KangarooConfig(fields["exit_layer"], fields["gamma"], fields["eta"])
     if exit_layer not in (None, draft.exit_layer):
         raise ValueError(
-            f"{where}: the adapter was trained for exit_layer {draft.exit_layer}, and exit_layer {exit_layer} is asked "
-            "for; leave that out, or give another adapter"
+            f"{where}: the adapter was trained for exit_layer {brief(draft.exit_layer)}, and exit_layer "
+            f"{brief(exit_layer)} is asked for; leave that out, or give another adapter"
         )
     _check_draft(draft, config, where)
     if fields["target"] != fingerprint(config):
@@ -230,16 +240,21 @@ def _recorded(
             f"{where}: the adapter is for target {shown(fields['target'])[1:-1]}, the model is {fingerprint(config)}; "
             "use the adapter trained for this model"
         )
-    return draft, fields["training"]
+    return dataclasses.replace(draft, eta=float(draft.eta)), fields["training"]
 
 
 def _check_draft(draft: KangarooConfig, config: LlamaConfig, where: str) -> None:
     layers = config.num_hidden_layers
     if not 1 <= draft.exit_layer < layers:
         raise ValueError(
-            f"{where}: exit_layer is {draft.exit_layer}; a model of {layers} layers needs 1 to {layers - 1}"
+            f"{where}: exit_layer is {brief(draft.exit_layer)}; a model of {layers} layers needs 1 to {layers - 1}"
         )
     if draft.gamma < 1:
-        raise ValueError(f"{where}: gamma is {draft.gamma}; at least 1 token must be drafted")
-    if not draft.eta >= 0:
-        raise ValueError(f"{where}: eta is {draft.eta}; it must be 0 or more")
+        raise ValueError(f"{where}: gamma is {brief(draft.gamma)}; at least 1 token must be drafted")
+    if draft.gamma > config.max_position_embeddings:
+        raise ValueError(
+            f"{where}: gamma is {brief(draft.gamma)}; it must be at most the model's context, "
+            f"{config.max_position_embeddings} tokens"
+        )
+    if not 0 <= draft.eta <= sys.float_info.max:  # JSON's integers have no bound.
+        raise ValueError(f"{where}: eta is {brief(draft.eta)}; it must be 0 or more, and finite")

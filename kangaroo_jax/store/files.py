@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -128,9 +129,19 @@ def check_vacant(out: Path, force: bool = False) -> None:
 
 
 def write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    """Write a JSON object, indented, whole or not at all."""
+    """Write a JSON object, indented, whole or not at all.
+
+    Raises:
+        ValueError: if a number in it is not finite, which JSON has no form for, or it is nested too deeply.
+    """
+    try:
+        text = json.dumps(fields, indent=2, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        where = _not_finite(fields) if isinstance(error, ValueError) else None
+        problem = f"{where[1:]} is not a finite number" if where else first_line(error)
+        raise ValueError(f"{path.name} cannot be written: {problem}; leave that value out") from error
     with whole_file(path) as staged:
-        staged.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        staged.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, fix: str) -> dict[str, Any]:
@@ -147,7 +158,7 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
         raise ValueError(f"{path.parent} has no {path.name}; {fix}")
     try:
         fields = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({first_line(error)}); {fix}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path} holds a JSON {type(fields).__name__}, not an object; {fix}")
@@ -202,6 +213,14 @@ def _finish_replacing(path: Path, aside: Path) -> None:
 def _remove(items: Iterable[Path]) -> None:
     for item in list(items):
         shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+
+
+def _not_finite(value: Any, name: str = "") -> str | None:
+    """Return where in a JSON value a number is that is not finite, as ``.key.0``, or None."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else name
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return next((found for key, item in items if (found := _not_finite(item, f"{name}.{key}"))), None)
 
 
 def _read_or_none(path: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ Weights are safetensors or, where a directory has none, torch's ``.bin`` files.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_SHARD = re.compile(r"\w[\w.-]*")  # A file's plain name; no separators, no leading dot.
+_SHARD = re.compile(r"\w[\w.-]{0,254}")  # A file's plain name; no separators, no leading dot.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +93,6 @@ def read_config(directory: Path) -> LlamaConfig:
         fields |= {} if eos is None else {"eos_token_id": eos}
     try:
         return LlamaConfig.from_hf(fields)
-    except (TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{directory / 'config.json'} has a value of the wrong type ({first_line(error)}); restore the file"
-        ) from error
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from error
 
@@ -215,8 +212,11 @@ def _shards(directory: Path, index: str, suffix: str) -> list[Path]:
             f"{directory / index} names {shown(foreign[0])}; only {suffix} files beside it are read, so get the "
             "checkpoint from another source"
         )
-    if absent := [name for name in names if not (directory / name).is_file()]:
-        raise ValueError(f"{directory} lacks {', '.join(absent)}, named in {index}; download the missing shards")
+    if absent := [name for name in names if not os.path.isfile(directory / name)]:  # Whatever the system says of it.
+        rest = f" and {len(absent) - 6} more" if len(absent) > 6 else ""
+        raise ValueError(
+            f"{directory} lacks {', '.join(absent[:6])}{rest}, named in {index}; download the missing shards"
+        )
     return [directory / name for name in names]
 
 

@@ -168,6 +168,7 @@ def _attention(name: str, path: str) -> tuple[Rule, ...]:
 
 
 _INV_FREQ = re.compile(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+_LAYER = re.compile(r"model\.layers\.([0-9]+)\.")
 _TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _FIX = "are config.json and weights those of one complete checkpoint?"
 _ROWS = 16
@@ -247,6 +248,8 @@ def matched(config: LlamaConfig, tensors: Tensors, table: Table = TARGET) -> lis
         MissingTensors, ExtraTensors, DuplicateTensors, MisshapenTensors: ValueErrors that name the tensors.
     """
     pairs = [(name, tensor) for name, tensor in _pairs(tensors) if not table.ignored.fullmatch(name)]
+    if table is TARGET:
+        _check_depth(config, [name for name, _ in pairs])
     expanded = entries(config, table)
     expected = {name: entry.shape for name, entry in expanded.items()}
     if _TABLE in expected and _tied_head(config, pairs):
@@ -388,6 +391,14 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
 def _pairs(tensors: Tensors) -> list[tuple[str, Tensor]]:
     """Return names and tensors as a list, which may repeat a name."""
     return list(tensors.items()) if isinstance(tensors, Mapping) else list(tensors)
+
+
+def _check_depth(config: LlamaConfig, names: Iterable[str]) -> None:
+    """Raise MissingTensors for layers that have no tensor at all, before time is spent on the shapes of each layer."""
+    found = {match[1] for name in names if (match := _LAYER.match(name))}
+    if absent := [f"model.layers.{i}" for i in range(config.num_hidden_layers) if str(i) not in found]:
+        problem = f"layers of the {config.num_hidden_layers} that the config has (num_hidden_layers) have no tensors"
+        raise MissingTensors(problem, _FIX, absent)
 
 
 def _tied_head(config: LlamaConfig, pairs: Iterable[tuple[str, Tensor]]) -> tuple[Tensor, Tensor] | None:

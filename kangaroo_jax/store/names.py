@@ -60,18 +60,18 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     if text in EMBEDDED:
         return embedded(text)
     path = expand(text)
-    if text.strip() and path.is_dir():
+    if text.strip() and os.path.isdir(path):  # Path's own methods raise for names that are too long.
         return path
-    if path.is_file():
+    if os.path.isfile(path):
         raise ValueError(f"{text!r} is a file; give the directory that holds it")
     is_name = text.strip() not in ("", ".", "..") and not text.startswith((".", "~", "/")) and text.count("/") <= 1
-    if is_name and converted(text).is_dir():
+    if is_name and os.path.isdir(converted(text)):
         return converted(text)
     if text in ALIASES or (is_name and text in ALIASES.values()):
         raise ValueError(f"{text!r} is not in {home()} yet; convert it: python -m convert.hf_to_flax {text}")
     there = sorted(item.name for item in home().iterdir() if item.is_dir()) if home().is_dir() else []
     known = dict.fromkeys([*EMBEDDED, *ALIASES, *(item for item in there if not item.startswith("."))])
     raise ValueError(
-        f"unknown model {text!r}; give one of {', '.join(known)}, an existing directory, "
+        f"unknown model {text!r:.300}; give one of {', '.join(known)}, an existing directory, "
         "or convert a hub id first: python -m convert.hf_to_flax OWNER/NAME"
     )

@@ -251,6 +251,22 @@ def test_nothing_is_replaced_unasked_and_nothing_else_ever(theirs, tmp_path, cap
     assert (given / "thesis.txt").is_file() and (ours / "adapter.safetensors").is_file()
 
 
+def test_an_export_that_came_back_from_the_hub_is_replaced(trained, tmp_path, capsys):
+    given = tmp_path / "given"
+    give = ("export", trained, "--out", given, "--force")
+    assert run(*give) == 0
+    (given / ".gitattributes").write_text("*.safetensors filter=lfs")
+    (given / ".cache" / "huggingface").mkdir(parents=True)
+    assert run(*give) == 0
+    assert {path.name for path in given.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    (given / ".git").mkdir()
+    capsys.readouterr()
+    assert "is not an exported adapter" in failed(capsys, *give)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / ".notes").write_text("years of work")
+    assert "is not an exported adapter" in failed(capsys, "export", trained, "--out", tmp_path / "own", "--force")
+
+
 def test_a_small_model_is_not_taken_for_an_exported_adapter(trained, tmp_path, capsys):
     model = tmp_path / "model"
     model.mkdir()

@@ -88,8 +88,29 @@ def test_front_matter_is_what_the_hub_reads(write, tmp_path):
 
 def test_recorded_text_stays_on_its_line(write):
     found = facts(write({"data": ["a\n- steps: 9", 3], "steps": "many\n\n# Heading", "tokens": {"a": 1.5}}))
-    assert found["data"] == '["a\\n- steps: 9", 3]'
-    assert (found["steps"], found["tokens"]) == ("many # Heading", '{"a": 1.5}')
+    assert found["data"] == r'\["a\\n- steps: 9", 3\]'
+    assert (found["steps"], found["tokens"]) == (r"many \# Heading", '{"a": 1.5}')
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("<img src=x> &amp;", r"\<img src=x\> \&amp;"),
+        ("[x](javascript:1) ![y](z)", r"\[x\](javascript:1) \!\[y\](z)"),
+        ("`code` *a* _b_ ~c~ |d| $e$", r"\`code\` \*a\* \_b\_ \~c\~ \|d\| \$e\$"),
+        ("http://evil a@b", r"http\://evil a\@b"),
+        ("a\\[b", r"a\\\[b"),
+        ("a\x1b[31m\ud800\u202eb", r"a\[31mb"),
+        ("\x00", "not recorded"),
+        (["x" * 150, "y" * 100_000], "x" * 150 + ", " + "y" * 45 + "..."),
+    ],
+)
+def test_recorded_text_is_no_markup_and_not_long(write, value, said, tmp_path):
+    card = write({"model": value, "data": value, "imported_from": value, "init_adapter": value, "top1": value})
+    found = facts(card)
+    assert {found["data"], found["imported from"], found["started from the adapter"]} == {said}
+    assert found["target"].startswith(f"{said}; llama, ") and f"# Kangaroo adapter for {said}\n" in card.text
+    card.save(tmp_path / "README.md")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -118,9 +119,14 @@ def test_a_damaged_adapter_is_refused(adapter, tmp_path):
     for name, value in (("exit_layer", None), ("gamma", 2.5), ("eta", "0.6"), ("hidden_size", True), ("training", [])):
         config.write_text(json.dumps(json.loads(text) | {name: value}))
         refused(lambda name=name: load_adapter(directory, CONFIG), f"has no usable {name}; train or download")
-    for name, value in (("exit_layer", 0), ("gamma", 0), ("eta", -0.1)):
+    for name, value in (("exit_layer", 0), ("gamma", 0), ("gamma", 2049), ("eta", -0.1), ("eta", np.inf)):
         config.write_text(json.dumps(json.loads(text) | {name: value}))
         refused(lambda name=name: load_adapter(directory, CONFIG), f"{name} is {value}")
+    for name in ("exit_layer", "gamma", "eta", "hidden_size"):
+        config.write_text(json.dumps(json.loads(text) | {name: 10**400}))
+        refused(lambda name=name: load_adapter(directory, CONFIG), rf"{name} (is )?10+\.\.\.0+[;,]")
+    config.write_text("[" * 200_000)
+    refused(lambda: load_adapter(directory, CONFIG), "adapter_config.json is not JSON .maximum recursion")
     config.write_text("{")
     refused(lambda: load_adapter(directory, CONFIG), "adapter_config.json is not JSON")
     refused(lambda: load_adapter(tmp_path, CONFIG), r"has neither adapter_config.json nor config.json; give an adapter")
@@ -197,6 +203,19 @@ def test_a_damaged_adapter_in_the_authors_form_is_refused(theirs):
     refused(lambda: load_adapter(directory, CONFIG, exit_layer=1), "config.json is not JSON")
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model_type": "qwen2"}, "has model_type qwen2; an adapter is plain Llama attention"),
+        ({"model_type": "qwen3"}, "has model_type qwen3; an adapter"),
+        ({"model_type": "mistral", "sliding_window": 7}, "has model_type mistral and a sliding window; an adapter"),
+    ],
+)
+def test_attention_that_is_not_plain_llamas_is_no_adapters(theirs, fields, said):
+    write_config(theirs[0], **fields)
+    refused(lambda: load_adapter(theirs[0], CONFIG, exit_layer=1), said)
+
+
 def test_a_model_is_not_an_adapter(theirs):
     directory, _, _ = theirs
     write_config(directory, num_hidden_layers=3)
@@ -231,3 +250,22 @@ def test_the_adapter_of_a_model_is_found(adapter, tmp_path):
     assert find_adapter(directory) is None
     assert find_adapter(directory, str(directory)) == directory
     refused(lambda: find_adapter(tmp_path, tmp_path / "none"), "no adapter directory .*none'; train one")
+    refused(lambda: find_adapter(tmp_path, "x" * 5000), "no adapter directory 'xxx")
+
+
+@pytest.mark.parametrize("value", [3, b"x", "", ["a"]])
+def test_what_names_no_adapter_directory(tmp_path, value):
+    refused(lambda: find_adapter(tmp_path, value), f"^adapter is {re.escape(repr(value))}; give an adapter directory")
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"loss": float("nan")}, "adapter_config.json cannot be written: training.loss is not a finite number; leave"),
+        ({"a": [1, {"b": float("inf")}]}, "training.a.1.b is not a finite number"),
+    ],
+)
+def test_numbers_that_json_has_not_are_named(tmp_path, training, said):
+    params = init_adapter(CONFIG, jax.random.key(1))
+    refused(lambda: save_adapter(tmp_path / "new", CONFIG, DRAFT, params, training), said)
+    assert not any(tmp_path.iterdir())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from kangaroo_jax.store import DuplicateTensors, MissingTensors, from_flax, read_config, read_hf, write_hf
+from kangaroo_jax.store import DuplicateTensors, MissingTensors, from_flax, mapping, read_config, read_hf, write_hf
 from kangaroo_jax.store.hf import as_dtype
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "llama"
@@ -119,6 +119,10 @@ def test_an_index_that_is_damaged(sharded):
     refused(sharded, "index.json is not JSON .*download it again")
     (sharded / INDEX).write_text('{"metadata": {}}')
     refused(sharded, "has no weight_map")
+    (sharded / INDEX).write_text(json.dumps({"weight_map": {"a": "x" * 5000 + ".safetensors"}}))
+    refused(sharded, r"names 'x+\.\.\.'; only .safetensors files beside it")
+    (sharded / INDEX).write_text(json.dumps({"weight_map": {"a": "\u00e9" * 200 + ".safetensors"}}))
+    refused(sharded, "lacks \u00e9+.safetensors, named in")  # 400 bytes: the system takes no such name.
 
 
 def test_a_tensor_in_two_shards(sharded):
@@ -158,7 +162,20 @@ def test_a_config_that_cannot_be_read(gqa, text, match):
 def test_a_config_value_of_the_wrong_type(gqa):
     fields = json.loads((gqa / "config.json").read_text())
     (gqa / "config.json").write_text(json.dumps(fields | {"hidden_size": "48"}))
-    refused(gqa, "config.json has a value of the wrong type")
+    refused(gqa, "gqa: hidden_size is '48'; it must be an integer")
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", INDEX])
+def test_json_nested_too_deeply(sharded, file):
+    (sharded / file).write_text('{"a":' + "[" * 200_000)
+    refused(sharded, f"{file} is not JSON .maximum recursion")
+
+
+def test_a_checkpoint_of_fewer_layers_than_the_config_says_is_refused_before_they_are_traced(gqa, monkeypatch):
+    fields = json.loads((gqa / "config.json").read_text())
+    (gqa / "config.json").write_text(json.dumps(fields | {"num_hidden_layers": 1000}))
+    monkeypatch.setattr(mapping, "entries", lambda *_: pytest.fail("the layers were traced"))
+    refused(gqa, r"^997 layers of the 1000 that the config has .*: model.layers.3, .* and 991 more; are config.json")
 
 
 def test_dtypes():

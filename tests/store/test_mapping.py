@@ -179,10 +179,19 @@ def test_misshapen_tensors_are_listed_with_both_shapes():
 
 
 def test_a_long_list_is_shortened_in_the_message_only():
-    with pytest.raises(MissingTensors, match=r"^21 tensors .* and 15 more;") as caught:
-        to_flax(GQA, {})
-    assert len(caught.value.keys) == len(entries(GQA)) == 21
+    tensors = random_tensors(GQA)
+    kept = {name: tensors[name] for name in tensors if name.endswith("input_layernorm.weight")}
+    with pytest.raises(MissingTensors, match=r"^19 tensors .* and 13 more;") as caught:
+        to_flax(GQA, kept)
+    assert len(caught.value.keys) == len(entries(GQA)) - 2 == 19
     assert "\n" not in str(caught.value)
+
+
+def test_layers_without_tensors_are_listed():
+    tensors = {name: values for name, values in random_tensors(GQA).items() if ".layers.1." not in name}
+    with pytest.raises(MissingTensors, match=r"^1 layers of the 2 .* have no tensors: model.layers.1; are") as caught:
+        to_flax(GQA, tensors)
+    assert caught.value.keys == ("model.layers.1",)
 
 
 def test_all_four_are_value_errors():

@@ -70,8 +70,8 @@ def test_unknown_names_list_the_known(home_folder):
     refused(
         "kangaru", "unknown model 'kangaru'; give one of joey, vicuna-7b, vicuna-13b, .*, tinyllama, mine, an existing"
     )
-    for name in ("", " ", "./joey", "../mine", "no/such/model", "~nobody-at-all"):
-        refused(name, f"unknown model '{name}'")
+    for name in ("", " ", "x" * 5000, "./joey", "../mine", "no/such/model", "~nobody-at-all"):
+        refused(name, f"unknown model '{name[:99]}")
 
 
 def test_a_file_is_no_model(tmp_path):
