@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import load_adapter, write_hf
@@ -30,6 +31,7 @@ assert jax.device_count() == 4
 """
 
 
+@pytest.mark.full
 def test_a_split_target_trains_the_same_adapter(
     tmp_path: Path, text_folder: Path, tiny_config: LlamaConfig, tiny_params: dict
 ) -> None:

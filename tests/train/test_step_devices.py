@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -68,32 +69,34 @@ print(json.dumps({"losses": losses, "held": held, "share": share, "devices": jax
 """
 
 
-@pytest.fixture(scope="module")
-def runs() -> dict[str, dict[str, Any]]:
-    """What the program prints on 1, 2 and 8 devices, and on a mesh of 8, all started together."""
-    started = {}
-    for name, devices in (("1", 1), ("2", 2), ("8", 8), ("mesh", 8)):
-        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-        started[name] = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, name],
-            cwd=Path(__file__).parents[2],
-            env=os.environ | flags,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-    return {name: json.loads(process.communicate(timeout=300)[0]) for name, process in started.items()}
+ALL = [
+    ("2", 2, 1.0),
+    pytest.param("8", 8, 1.0, marks=pytest.mark.full),
+    pytest.param("mesh", 8, 0.25, marks=pytest.mark.full),
+]
 
 
-@pytest.mark.parametrize(("name", "devices", "share"), [("2", 2, 1.0), ("8", 8, 1.0), ("mesh", 8, 0.25)])
-def test_losses_are_those_of_one_device(name: str, devices: int, share: float, runs: dict[str, Any]) -> None:
-    one, run = runs["1"], runs[name]
-    assert (run["devices"], run["share"]) == (devices, share)
+@functools.cache
+def run(name: str, devices: int) -> dict[str, Any]:
+    """Return what the program prints."""
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", PROGRAM, name]
+    root, environment = Path(__file__).parents[2], os.environ | flags
+    done = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize(("name", "devices", "share"), ALL)
+def test_losses_are_those_of_one_device(name: str, devices: int, share: float) -> None:
+    one, several = run("1", 1), run(name, devices)
+    assert (several["devices"], several["share"]) == (devices, share)
     assert len(one["losses"]) == 50 and one["losses"][0] - one["losses"][-1] > 0.1
-    assert run["losses"] == pytest.approx(one["losses"], abs=1e-5)
-    assert run["held"] == pytest.approx(one["held"], rel=1e-5)
+    assert several["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    assert several["held"] == pytest.approx(one["held"], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["2", "8", "mesh"])
-def test_a_placed_target_is_not_copied_to_a_device_again(name: str, runs: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("name", "devices", "share"), ALL)
+def test_a_placed_target_is_not_copied_to_a_device_again(name: str, devices: int, share: float) -> None:
     """All but the first step ran under a guard that refuses such copies, as it refused those of an unplaced target."""
-    assert runs[name]["copied"] == "refused"
+    assert run(name, devices)["copied"] == "refused"
