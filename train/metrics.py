@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import uuid
@@ -31,8 +32,9 @@ class Recorder:
             settings: shown there beside the run.
 
         Raises:
-            ValueError: if a library that is asked for is not installed.
+            ValueError: if a library is not installed.
         """
+        require_libraries(wandb)
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self._log = directory / LOG
@@ -84,19 +86,23 @@ def _drop_after(log: Path, step: int) -> None:
         staged.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
 
+def require_libraries(wandb: str | None = None) -> None:
+    """Raise ValueError if a library that figures are written with is not installed; for a look before long work."""
+    for name, needed in (("tensorboardX", True), ("matplotlib", True), ("wandb", wandb is not None)):
+        if needed and importlib.util.find_spec(name) is None:
+            extra = "wandb" if name == "wandb" else "train"
+            raise ValueError(f"training needs {name}, which is not installed: pip install 'kangaroo-jax[{extra}]'")
+
+
 def _tensorboard(directory: Path, step: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise ValueError("training writes TensorBoard files; install it: pip install 'kangaroo-jax[train]'") from error
+    from tensorboardX import SummaryWriter
+
     return SummaryWriter(str(directory), purge_step=step + 1 if step else None)
 
 
 def _start_wandb(directory: Path, project: str, settings: Any) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise ValueError("--wandb needs its library: pip install wandb") from error
+    import wandb
+
     # One run for all processes that go on with it.
     marker = directory / "wandb-run.txt"
     if not marker.is_file():

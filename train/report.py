@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from train.metrics import LOG, read_log
+from train.metrics import LOG, read_log, require_libraries
 
 PANELS = (
     ("cross-entropy, nats", ("loss", "held_out_loss")),
@@ -64,10 +64,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ValueError("the report needs matplotlib: pip install 'kangaroo-jax[train]'") from error
+    require_libraries()
+    import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

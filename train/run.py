@@ -17,6 +17,7 @@ from kangaroo_jax.text import Tokenizer, load_tokenizer
 from train.batches import Shape
 from train.corpus import split_sources, standard_library
 from train.data import Data, load_data, text_data
+from train.metrics import require_libraries
 from train.options import check_against_target, check_numbers
 from train.record import claim, run_settings
 from train.step import target_mesh
@@ -64,6 +65,7 @@ def prepare(args: argparse.Namespace) -> Run:
         ValueError: in one line, if something asked for cannot be.
     """
     check_numbers(args)
+    require_libraries(args.wandb)
     mesh = target_mesh(args.shard_target) if args.shard_target > 1 else None
     config, target, directory = load_target(args.model, args.dtype, target_sharding(mesh) if mesh else None)
     check_against_target(args, config)

@@ -10,7 +10,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from train import report
-from train.metrics import LOG, Recorder, read_log
+from train.metrics import LOG, Recorder, read_log, require_libraries
 
 
 def events(directory: Path) -> dict[str, list[tuple[int, float]]]:
@@ -76,3 +76,10 @@ def test_the_report_draws_what_there_is(tmp_path: Path, capsys: pytest.CaptureFi
     assert report.main([str(tmp_path)]) == 0
     picture = (tmp_path / "report.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 20_000
+
+
+def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "wandb" else name)
+    require_libraries()
+    with pytest.raises(ValueError, match=r"training needs wandb, .*: pip install 'kangaroo-jax\[wandb\]'"):
+        require_libraries("project")
