@@ -22,21 +22,13 @@ import numpy as np
 from tqdm import tqdm
 
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter
+from kangaroo_jax.model.shapes import SHAPES
 from kangaroo_jax.store import save_adapter
 from kangaroo_jax.store.files import check_vacant, whole_directory, write_json
 from kangaroo_jax.store.hf import TORCH_INDEX, TORCH_SINGLE
 from kangaroo_jax.store.mapping import entries
 from kangaroo_jax.store.torch_file import write_torch
 
-SHAPES = {
-    "vicuna-7b": LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128),
-    "vicuna-13b": LlamaConfig(32000, 5120, 13824, 40, 40, 40, 128),
-    "vicuna-33b": LlamaConfig(32000, 6656, 17920, 60, 52, 52, 128),
-    "llama3-8b": LlamaConfig(
-        128256, 4096, 14336, 32, 32, 8, 128, rope_theta=500000.0, max_position_embeddings=8192, rms_norm_eps=1e-5
-    ),
-    "tinyllama": LlamaConfig(32000, 2048, 5632, 22, 32, 4, 64, rms_norm_eps=1e-5),
-}
 _DEVIATION = 0.02
 
 

@@ -23,7 +23,7 @@ from convert.reference import Reference, read_reference, require_torch, transfor
 from kangaroo_jax.model import LlamaConfig, embed, run_layers
 from kangaroo_jax.model import logits as final_logits
 from kangaroo_jax.store import Params, read_config, restore_params
-from kangaroo_jax.store.hf import stored_tensors, weight_files
+from kangaroo_jax.store.hf import checkpoint_tensors
 from kangaroo_jax.store.mapping import common_dtype, matched
 
 # Limits of the relative error. Two right implementations differ by 1e-6 to 1e-5, the smallest mistake that was tried
@@ -180,7 +180,7 @@ def holds(dtype: Any, other: Any) -> bool:
 
 def source_dtype(source: Path) -> np.dtype:
     """Return the dtype that holds all values of a checkpoint in Hugging Face's layout; nothing is read."""
-    tensors = [(tensor.name, tensor) for file in weight_files(source) for tensor in stored_tensors(file)]
+    tensors = [(tensor.name, tensor) for tensor in checkpoint_tensors(source)]
     return common_dtype(tensor.dtype for _, tensor in matched(read_config(source), tensors))
 
 

@@ -17,7 +17,7 @@ from convert.sources import TEXT_FILES
 from kangaroo_jax.store import open_hf, read_config
 from kangaroo_jax.store.checkpoint import ParamsWriter
 from kangaroo_jax.store.files import check_vacant, partial_of, resumable_directory, write_json
-from kangaroo_jax.store.hf import stored_tensors, weight_files
+from kangaroo_jax.store.hf import checkpoint_tensors, weight_files
 from kangaroo_jax.store.mapping import Leaf
 
 _PARTS = "parts"
@@ -80,7 +80,7 @@ def dry_run(source: Path, dtype: str | None = None) -> str:
     Raises:
         ValueError: where ``convert`` would, but for what only reading the elements can show.
     """
-    tensors = [tensor for file in weight_files(source) for tensor in stored_tensors(file)]
+    tensors = checkpoint_tensors(source)
     return outline(read_config(source), tensors, dtype)
 
 

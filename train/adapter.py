@@ -123,8 +123,9 @@ def show(args: argparse.Namespace) -> None:
     directory = resolve(args.model)
     config = read_config(directory)
     check_against_target(args, config)
-    data = read_data(args, config, directory)
-    print(show_mask(data.samples(args.show_mask), load_tokenizer(directory), colour=sys.stdout.isatty()))
+    tokenizer = load_tokenizer(directory)
+    data = read_data(args, config, tokenizer)
+    print(show_mask(data.samples(args.show_mask), tokenizer, colour=sys.stdout.isatty()))
     left_out = f"; {data.bad_rows}" if data.bad_rows.seen else ""
     print(f"{data.tokens.trained:,} of {data.tokens.all:,} tokens are predicted{left_out}")
 
@@ -134,14 +135,10 @@ def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(words)
     try:
-        try:
-            _join(args)
-            if args.show_mask:
-                return show(args)
-            run = prepare(args)
-        except (ValueError, OSError) as error:
-            raise SystemExit(f"error: {error}") from error
-        train(run, args, words)
+        _join(args)
+        if args.show_mask:
+            return show(args)
+        train(prepare(args), args, words)
     except (FloatingPointError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:

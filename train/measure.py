@@ -19,17 +19,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kangaroo_jax.model import LlamaConfig, abstract_adapter, abstract_params, init_adapter, init_params
+from kangaroo_jax.model.shapes import SHAPES as PUBLISHED
 from kangaroo_jax.model.sharding import target_sharding
+from train.joey import joey_config
 from train.loss import distillation_loss
 from train.optimizer import adapter_optimizer
 from train.step import init_state, make_train_step, place, place_batch, target_mesh
 
-SHAPES = {
-    "joey": LlamaConfig(259, 320, 1024, 10, 4, 1, 80),
-    "vicuna-7b": LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128),
-    "vicuna-13b": LlamaConfig(32000, 5120, 13824, 40, 40, 40, 128),
-    "vicuna-33b": LlamaConfig(32000, 6656, 17920, 60, 52, 52, 128),
-}
+SHAPES = {"joey": joey_config(), **{name: PUBLISHED[name] for name in ("vicuna-7b", "vicuna-13b", "vicuna-33b")}}
 
 
 def step_flops(config: LlamaConfig, length: int) -> float:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kangaroo_jax.text import Tokenizer
-from kangaroo_jax.text.chat import VICUNA_TEMPLATE, chat_ids
+from kangaroo_jax.text.chat import chat_ids, own_template
 from train.conversation import Messages
 from train.rows import BadRow
 
@@ -31,9 +31,7 @@ def find_template(tokenizer: Tokenizer, name: str, chat_template: str | None = N
     Raises:
         ValueError: if the model has none.
     """
-    template = chat_template or tokenizer.chat_template
-    if template is None and "vicuna" in name.lower():
-        template = VICUNA_TEMPLATE
+    template = chat_template or own_template(tokenizer, name)
     if template is None:
         raise ValueError(f"{name} has no chat template for conversations; pass --chat-template FILE, or plain text")
     return template

@@ -76,26 +76,25 @@ def prepare(args: argparse.Namespace) -> Run:
     if args.init_adapter:
         _, adapter = load_adapter(args.init_adapter, config, "float32", args.exit_layer)
     settings = run_settings(args, config, target)
-    data = read_data(args, config, directory)
+    tokenizer = load_tokenizer(directory)
+    data = read_data(args, config, tokenizer)
     settings |= {"training_tokens": data.tokens.all, "text": data.digest}
     name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model  # Paths are of one machine.
     draft = KangarooConfig(args.exit_layer, args.gamma, args.eta)
-    tokenizer = load_tokenizer(directory)
     run = Run(name, config, target, mesh, tokenizer, draft, adapter, data, out, settings)
     if jax.process_index() == 0:
         claim(run.workspace, settings)
     return run
 
 
-def read_data(args: argparse.Namespace, config: LlamaConfig, directory: Path) -> Data:
-    """Return the data that the options name; ``directory`` has the tokenizer.
+def read_data(args: argparse.Namespace, config: LlamaConfig, tokenizer: Tokenizer) -> Data:
+    """Return the data that the options name, in the target's tokens.
 
     Raises:
         ValueError: in one line, if there is none, or none of use.
     """
     if not args.data and args.model not in EMBEDDED:
         raise ValueError(f"--data is missing; pass text or conversations for {args.model}: folders, files or hub ids")
-    tokenizer = load_tokenizer(directory)
     shape = Shape(args.batch_size, args.length, args.seed, jax.process_index(), jax.process_count())
     ends = config.eos_token_id or ()
     if not args.data:

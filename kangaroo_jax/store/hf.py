@@ -112,8 +112,7 @@ def open_hf(directory: Path, dtype: Any = None) -> tuple[LlamaConfig, list[Leaf]
     """
     directory, dtype = Path(directory), as_dtype(dtype)
     config = read_config(directory)
-    tensors = [tensor for file in weight_files(directory) for tensor in stored_tensors(file)]
-    return config, leaves(config, [(tensor.name, tensor) for tensor in tensors], dtype)
+    return config, leaves(config, [(tensor.name, tensor) for tensor in checkpoint_tensors(directory)], dtype)
 
 
 def read_hf(
@@ -176,6 +175,15 @@ def weight_files(directory: Path) -> list[Path]:
     raise ValueError(
         f"{directory} has none of {SINGLE}, {INDEX}, {TORCH_SINGLE}, {TORCH_INDEX}; give the directory of a checkpoint"
     )
+
+
+def checkpoint_tensors(directory: Path) -> list[StoredTensor]:
+    """Return the tensors of all files of a checkpoint without reading their elements.
+
+    Raises:
+        ValueError: as ``weight_files`` and ``stored_tensors`` do.
+    """
+    return [tensor for file in weight_files(directory) for tensor in stored_tensors(file)]
 
 
 def stored_tensors(file: Path) -> list[StoredTensor]:

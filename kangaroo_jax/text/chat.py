@@ -50,16 +50,24 @@ def chat_ids(
     return tokenizer.encode_chat(messages, template)
 
 
+def own_template(tokenizer: Tokenizer, name: str) -> str | None:
+    """Return the template of a model: its tokenizer's, or Vicuna's for models named so, or None."""
+    if tokenizer.chat_template is not None:
+        return tokenizer.chat_template
+    return VICUNA_TEMPLATE if "vicuna" in name.lower() else None
+
+
 def _template(tokenizer: Tokenizer, name: str, chat_template: str | None) -> str:
     if chat_template is not None:
         if not isinstance(chat_template, str) or not chat_template:
             raise ValueError(f"chat_template is {chat_template!r:.60}; pass a Jinja template as a string")
         return chat_template
-    if tokenizer.chat_template is not None:
-        return tokenizer.chat_template
-    if "vicuna" in name.lower():
-        return VICUNA_TEMPLATE
-    raise ValueError(f"{name} has no chat template; pass chat_template=JINJA, as transformers takes it, or plain text")
+    template = own_template(tokenizer, name)
+    if template is None:
+        raise ValueError(
+            f"{name} has no chat template; pass chat_template=JINJA, as transformers takes it, or plain text"
+        )
+    return template
 
 
 def _check(messages: Any) -> None:
