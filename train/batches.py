@@ -72,6 +72,11 @@ class Windows:
         total = sum(len(text) for text in self.texts.tokens)
         return Counts(total, total)
 
+    @property
+    def steps(self) -> int:
+        """Batches that have as many tokens as the text."""
+        return -(-self.tokens.all // (self.shape.rows * self.shape.length))
+
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Yield the batches of ``first_step`` and later steps, without end."""
         for step in itertools.count(first_step):

@@ -47,6 +47,11 @@ class Data:
         """Training tokens of an epoch."""
         return self.training.tokens
 
+    @property
+    def epoch_steps(self) -> int:
+        """Batches of an epoch; of plain text, those that have as many tokens."""
+        return self.training.steps
+
     def seen(self, steps: int) -> int:
         """Return the tokens in the batches of so many steps, without padding; of conversations, on average."""
         if isinstance(self.training, Windows):

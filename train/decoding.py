@@ -13,13 +13,14 @@ import kangaroo_jax
 
 NEW_TOKENS = 64
 PROMPTS = 8
+BATCH = 8
 LONGEST_PROMPT = 512
 
 
 def decoding_figures(
     params: kangaroo_jax.Params, prompts: Sequence[Sequence[int]], new_tokens: int = NEW_TOKENS
 ) -> dict[str, float]:
-    """Decode all prompts as one batch, greedily, and return the figures of all rounds together.
+    """Decode all prompts, some at a time, greedily, and return the figures of all rounds together.
 
     Args:
         params: target, adapter and how to draft.
@@ -30,7 +31,10 @@ def decoding_figures(
         ``compression_rate``, ``acceptance_rate``, ``ctar_1`` ... ``ctar_gamma`` (share of rounds that committed more
         than w tokens) and ``accepted_1`` ... (share of w-th drafts that were accepted).
     """
-    outs = kangaroo_jax.generate(params, [list(ids) for ids in prompts], max_new_tokens=new_tokens)
+    outs = []
+    for first in range(0, len(prompts), BATCH):
+        some = [list(ids) for ids in prompts[first : first + BATCH]]
+        outs += kangaroo_jax.generate(params, some, max_new_tokens=new_tokens)
     stats = pooled([out.stats for out in outs])
     figures = {"compression_rate": stats.compression_rate, "acceptance_rate": stats.acceptance_rate}
     figures |= {f"ctar_{w}": share for w, share in enumerate(stats.ctar, 1)}

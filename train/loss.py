@@ -8,7 +8,8 @@ products with the head (teacher, student, gradient); recomputing a chunk in a ba
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
-from kangaroo_jax.model import LlamaConfig, embed, run_adapter, run_layers
+from kangaroo_jax.model import KangarooConfig, LlamaConfig, embed, run_adapter, run_layers
 from kangaroo_jax.model.layers import RMSNorm, linear
 
 Sums = dict[str, jax.Array]
@@ -47,38 +48,55 @@ def distillation_sums(
     return sums["loss"], sums
 
 
-def distillation_loss(
-    config: LlamaConfig, exit_layer: int, chunk: int | None = None
+def joint_loss(
+    config: LlamaConfig, drafts: Mapping[str, KangarooConfig], chunk: int | None = None
 ) -> Callable[[Any, Any, Any], tuple[jax.Array, Sums]]:
-    """Build the adapter's loss for ``train.step``.
+    """Build the loss of one or more adapters of one target, for ``train.step``.
 
-    One forward pass of the frozen target gives both sides: the hidden state after the exit layer is the student's
-    input, and the logits at the end are the teacher's. Nothing of the target is differentiated, and no activation of
-    it is kept. The adapter computes in the target's dtype, as it does when it drafts; its params stay as they are.
+    One forward pass of the frozen target serves all: the hidden states after the exit layers are the students' inputs,
+    and the logits at the end are the teacher's. Nothing of the target is differentiated, and no activation of it is
+    kept. The adapters compute in the target's dtype, as they do when they draft; their params stay as they are. Each
+    one's gradient is what it would be alone.
 
     Args:
         config: the target's shape.
-        exit_layer: number of target layers below the adapter, l in the paper.
+        drafts: the draft models by name.
         chunk: positions whose logits exist at a time; None for as many as have ``CHUNK_LOGITS`` logits.
 
     Returns:
-        ``loss(adapter_params, target_params, batch) -> (sum of losses, sums)``; ``batch`` has ``tokens [rows, length]``
-        and ``mask [rows, length]``, True where the prediction made at that token counts.
+        ``loss(adapters, target_params, batch) -> (sum of losses, sums)``: ``adapters`` maps names to params, ``batch``
+        has ``tokens [rows, length]`` and ``mask [rows, length]``, True where the prediction made at that token counts.
+        ``sums`` are those of ``distillation_sums``; of several adapters the means of them, and each one's own under
+        ``NAME/loss`` and so on.
     """
 
-    def loss(adapter: Any, target: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, Sums]:
+    def loss(adapters: Any, target: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, Sums]:
         target = jax.lax.stop_gradient(target)
-        tokens = batch["tokens"]
+        tokens, mask = batch["tokens"], batch["mask"]
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        early, _ = run_layers(config, target, embed(target, tokens), positions, None, 0, exit_layer)
-        late, _ = run_layers(config, target, early, positions, None, exit_layer, config.num_hidden_layers)
-        final = RMSNorm(config.rms_norm_eps).apply({"params": target["norm"]}, late)
-        rounded = jax.tree.map(lambda leaf: leaf.astype(early.dtype), adapter)
-        drafted, _ = run_adapter(config, rounded, early, positions, None)
+        hidden, done, early = embed(target, tokens), 0, {}
+        for layer in sorted({*(draft.exit_layer for draft in drafts.values()), config.num_hidden_layers}):
+            hidden, _ = run_layers(config, target, hidden, positions, None, done, layer)
+            early[layer], done = hidden, layer
+        final = RMSNorm(config.rms_norm_eps).apply({"params": target["norm"]}, hidden)
         kernel = head_kernel(target)
-        return chunked_sums(kernel, kernel, final, drafted, batch["mask"], chunk)
+        each = {}
+        for name, draft in drafts.items():
+            rounded = jax.tree.map(lambda leaf: leaf.astype(hidden.dtype), adapters[name])
+            drafted, _ = run_adapter(config, rounded, early[draft.exit_layer], positions, None)
+            each[name] = chunked_sums(kernel, kernel, final, drafted, mask, chunk)
+        total = functools.reduce(operator.add, (total for total, _ in each.values()))
+        return total, _labelled({name: sums for name, (_, sums) in each.items()})
 
     return loss
+
+
+def distillation_loss(
+    config: LlamaConfig, exit_layer: int, chunk: int | None = None
+) -> Callable[[Any, Any, Any], tuple[jax.Array, Sums]]:
+    """Build the loss of one adapter: ``joint_loss`` as a function of its params alone."""
+    joint = joint_loss(config, {"": KangarooConfig(exit_layer)}, chunk)
+    return lambda adapter, target, batch: joint({"": adapter}, target, batch)
 
 
 def head_kernel(params: Any) -> Float[Array, "D V"]:
@@ -113,6 +131,16 @@ def chunked_sums(
     parts = -(-length // chunk)
     # As equal as can be: padded positions cost as much as others.
     return _sums(parts, teacher_head, student_head, final, drafted, mask)
+
+
+def _labelled(each: Mapping[str, Sums]) -> Sums:
+    """Return one flat dict of the sums of several adapters: their means, and each one's own."""
+    first, *others = each.values()
+    if not others:
+        return first
+    means = jax.tree.map(lambda *values: functools.reduce(operator.add, values) / len(values), first, *others)
+    own = {f"{name}/{key}": sums[key] for name, sums in each.items() for key in first if key != "tokens"}
+    return means | own | {"tokens": first["tokens"]}
 
 
 def _compare(teacher: Array, student: Array, mask: Array) -> tuple[Sums, Array]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -67,3 +71,12 @@ def adapter_optimizer(
     clips = [optax.clip_by_global_norm(clip_norm)] * (clip_norm > 0) + [optax.clip(clip_value)] * (clip_value > 0)
     rate = learning_rate(schedule, peak, steps, warmup)
     return optax.chain(*clips, optax.adamw(rate, *betas, eps=1e-8, weight_decay=weight_decay, mu_dtype=jnp.float32))
+
+
+def each_alone(optimizer: optax.GradientTransformation, names: Iterable[str]) -> optax.GradientTransformation:
+    """Return an optimiser of ``{name: params}`` that treats every one as if it were alone: a norm is not shared."""
+
+    def labels(params: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: jax.tree.map(lambda _, name=name: name, tree) for name, tree in params.items()}
+
+    return optax.partition(dict.fromkeys(names, optimizer), labels)

@@ -31,19 +31,23 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help="folder of the adapter (default: DIRECTORY OF THE MODEL/adapter; runs/joey-adapter)")
     add("--init-adapter", type=Path, metavar="DIR", help="start from this adapter (default: random)")
     add("--dtype", choices=("float32", "bfloat16"), help="of the target (default: float32 on a CPU, else bfloat16)")
-    add("--exit-layer", type=int, default=2, help="target layers the draft model shares (default: %(default)s)")
-    add("--gamma", type=int, default=6, help="draft length stored in the adapter's config (default: %(default)s)")
-    add("--eta", type=float, default=0.6, help="confidence stored in the adapter's config (default: %(default)s)")
-    add("--steps", type=int, default=2000, help="optimiser steps (default: %(default)s)")
-    add("--batch-size", type=int, default=16, help="rows per step, over all devices (default: %(default)s)")
+    layer = "target layers the draft model shares; several, as in 1,2,3, train an adapter each in one run"
+    sixteenth = "a sixteenth of the target's, rounded up: 2 of 32, 3 of 40; joey 2"
+    add("--exit-layer", "--exit-layers", type=_layers, metavar="L[,L...]", help=f"{layer} (default: {sixteenth})")
+    add("--gamma", type=int, help="draft length stored in the adapter's config (default: 6; joey 7)")
+    add("--eta", type=float, help="confidence stored in the adapter's config (default: 0.6; joey 0.2)")
+    add("--epochs", type=float, help="passes over the data (default: 10; of plain text, as many tokens as it has)")
+    add("--steps", type=int, help="optimiser steps, instead of --epochs (default: what these take; joey 1500)")
+    add("--batch-size", type=int, help="rows per step, over all devices (default: 32; joey 8)")
     parts = "parts that a device computes its windows in, one after the other, before an update: less memory"
     add("--accumulate", type=int, default=1, help=f"{parts} (default: %(default)s)")
     shard = "devices that share one copy of the target, when it does not fit one; a divisor of all devices"
     add("--shard-target", type=int, default=1, metavar="DEVICES", help=f"{shard} (default: %(default)s)")
-    add("--length", type=int, default=512, help="tokens of a window or conversation (default: %(default)s)")
-    add("--learning-rate", type=float, default=5e-5, help="peak of the schedule (default: %(default)s)")
+    length = "longest window or conversation, in tokens"
+    add("--length", type=int, help=f"{length} (default: 2048, or the positions that the target has; joey 512)")
+    add("--learning-rate", type=float, help="peak of the schedule (default: 5e-5; joey 3e-3)")
     add("--schedule", choices=SCHEDULES, default="linear", help="of the rate after the warm-up (default: %(default)s)")
-    add("--warmup", type=int, default=100, help="steps of linear warm-up (default: %(default)s)")
+    add("--warmup", type=int, help="steps of linear warm-up (default: 2000, or a tenth of --steps if that is less)")
     add("--weight-decay", type=float, default=0.01, help="of AdamW (default: %(default)s)")
     clip = "each gradient is clipped to +-this; 0: not"
     add("--clip-value", type=float, default=0.5, help=f"{clip} (default: %(default)s)")
@@ -58,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--eval-every", type=int, default=200, help="steps between validations (default: %(default)s)")
     decode = "steps between decoding a few held-out prompts; the adapter that does it best is kept; 0: never"
     add("--decode-every", type=int, default=500, help=f"{decode} (default: %(default)s)")
+    add("--decode-prompts", type=int, default=8, help="held-out prompts decoded for that (default: %(default)s)")
     add("--wandb", metavar="PROJECT", help="log to Weights & Biases, too (default: log.jsonl and TensorBoard only)")
     hosts = "HOST:PORT of the first of several processes, or 'auto' where the cluster says it"
     add("--coordinator", metavar="ADDRESS", help=f"{hosts} (default: this process alone)")
@@ -66,8 +71,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _layers(text: str) -> tuple[int, ...]:
+    """Read "1,2,3"; the order does not matter."""
+    try:
+        return tuple(sorted({int(word) for word in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of layers such as 2 or 1,2,3") from None
+
+
 def make_optimizer(args: argparse.Namespace) -> optax.GradientTransformation:
-    """Return the optimiser that the options describe."""
+    """Return the optimiser of one adapter that the options describe; their numbers of steps are known."""
     return adapter_optimizer(
         args.learning_rate,
         args.steps,
@@ -86,10 +99,11 @@ def check_numbers(args: argparse.Namespace) -> None:
     sharers = args.shard_target
     groups = max(devices // max(sharers, 1), 1)
     rules = (
-        ("exit_layer", args.exit_layer >= 1, "at least 1"),
+        ("exit_layer", min(args.exit_layer) >= 1, "at least 1"),
         ("gamma", args.gamma >= 1, "at least 1"),
         ("eta", args.eta >= 0, "at least 0"),
-        ("steps", args.steps >= 1, "at least 1"),
+        ("steps", args.steps is None or args.steps >= 1, "at least 1"),
+        ("epochs", args.epochs is None or args.epochs > 0, "above 0"),
         ("batch_size", args.batch_size >= 1, "at least 1"),
         ("shard_target", sharers >= 1 and devices % sharers == 0, f"a divisor of the {devices} devices"),
         ("batch_size", args.batch_size % groups == 0, f"a multiple of {groups}, the copies of the target on devices"),
@@ -101,7 +115,6 @@ def check_numbers(args: argparse.Namespace) -> None:
         ),
         ("length", args.length >= 2, "at least 2"),
         ("learning_rate", args.learning_rate > 0, "above 0"),
-        ("warmup", 0 <= args.warmup < args.steps, f"from 0 to below --steps ({args.steps})"),
         ("weight_decay", args.weight_decay >= 0, "at least 0"),
         ("clip_value", args.clip_value >= 0, "at least 0"),
         ("clip_norm", args.clip_norm >= 0, "at least 0"),
@@ -111,20 +124,23 @@ def check_numbers(args: argparse.Namespace) -> None:
         ("save_every", args.save_every >= 1, "at least 1"),
         ("eval_every", args.eval_every >= 1, "at least 1"),
         ("decode_every", args.decode_every >= 0, "at least 0"),
+        ("decode_prompts", args.decode_prompts >= 1, "at least 1"),
         ("keep", args.keep >= 1, "at least 1"),
         ("data_rows", args.data_rows is None or args.data_rows >= 1, "at least 1"),
         ("show_mask", args.show_mask >= 0, "at least 0"),
     )
     for name, holds, expected in rules:
         if not holds:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {expected}")
+            value = getattr(args, name)
+            shown = ",".join(map(str, value)) if name == "exit_layer" else value
+            raise ValueError(f"--{name.replace('_', '-')} is {shown}; it must be {expected}")
 
 
 def check_against_target(args: argparse.Namespace, config: LlamaConfig) -> None:
     """Raise ValueError if the target has no such exit layer, or no positions for such windows."""
-    if args.exit_layer >= config.num_hidden_layers:
+    if (last := max(args.exit_layer)) >= config.num_hidden_layers:
         raise ValueError(
-            f"--exit-layer is {args.exit_layer}; the target has {config.num_hidden_layers} layers, so it must be "
+            f"--exit-layer is {last}; the target has {config.num_hidden_layers} layers, so it must be "
             f"from 1 to {config.num_hidden_layers - 1}"
         )
     if args.length > config.max_position_embeddings:

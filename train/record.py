@@ -20,7 +20,7 @@ from kangaroo_jax.store.files import read_json, write_json
 from train.corpus import TokenTexts
 from train.metrics import read_log
 
-_PASSING = ("tokens", "grad_norm", "skipped", "tokens_per_second")  # Of a step, not of the adapter.
+_PASSING = ("tokens", "grad_norm", "skipped", "tokens_per_second", "seen_tokens")  # Of a step, not of the adapter.
 
 
 def run_settings(args: argparse.Namespace, config: LlamaConfig, target: Any) -> dict[str, Any]:
@@ -29,7 +29,6 @@ def run_settings(args: argparse.Namespace, config: LlamaConfig, target: Any) -> 
     for leaf in jax.tree.leaves(target):  # The fingerprint knows shapes alone; first rows tell weights apart.
         weights.update(np.asarray(leaf[:1]).tobytes())
     names = (
-        "exit_layer",
         "batch_size",
         "length",
         "learning_rate",
@@ -50,6 +49,7 @@ def run_settings(args: argparse.Namespace, config: LlamaConfig, target: Any) -> 
         "init_adapter": args.init_adapter.resolve().name if args.init_adapter else None,
         "dtype": target["norm"]["scale"].dtype.name,
         "betas": list(args.betas),
+        "exit_layer": args.exit_layer[0] if len(args.exit_layer) == 1 else list(args.exit_layer),
         **{name: getattr(args, name) for name in names},
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from jax.sharding import Mesh
 
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter
 from kangaroo_jax.model.sharding import target_sharding
-from kangaroo_jax.store import EMBEDDED, load_adapter, load_target
+from kangaroo_jax.store import EMBEDDED, load_adapter, load_target, read_config, resolve
+from kangaroo_jax.store.adapters import ADAPTER_CONFIG
 from kangaroo_jax.text import Tokenizer, load_tokenizer
 from train.batches import Shape
 from train.corpus import split_sources, standard_library
 from train.data import Data, load_data, text_data
 from train.metrics import require_libraries
 from train.options import check_against_target, check_numbers
+from train.recipe import drafts_of, scheduled, settled
 from train.record import claim, run_settings
 from train.step import target_mesh
 
@@ -33,10 +36,11 @@ class Run:
         target: the target's frozen params.
         mesh: the devices that the target is spread over, or None when each has all of it.
         tokenizer: the target's.
-        draft: what the adapter's config will say.
-        adapter: fp32 params to start from.
+        drafts: what the config of every adapter will say, by name.
+        adapters: fp32 params to start from, by name.
         data: training and held-out data.
-        out: where the adapter goes.
+        out: where the adapter goes; of several, the folder of their folders.
+        options: those of the command, everything filled in.
         settings: what a resumed run must share with the one it resumes.
     """
 
@@ -45,10 +49,11 @@ class Run:
     target: Any
     mesh: Mesh | None
     tokenizer: Tokenizer
-    draft: KangarooConfig
-    adapter: Any
+    drafts: dict[str, KangarooConfig]
+    adapters: dict[str, Any]
     data: Data
     out: Path
+    options: argparse.Namespace
     settings: dict[str, Any]
 
     @property
@@ -64,27 +69,55 @@ def prepare(args: argparse.Namespace) -> Run:
     Raises:
         ValueError: in one line, if something asked for cannot be.
     """
-    check_numbers(args)
     require_libraries(args.wandb)
+    args = settle(args, read_config(resolve(args.model)))
+    drafts = drafts_of(args)
     mesh = target_mesh(args.shard_target) if args.shard_target > 1 else None
     config, target, directory = load_target(args.model, args.dtype, target_sharding(mesh) if mesh else None)
-    check_against_target(args, config)
     out = args.out or (Path("runs/joey-adapter") if args.model in EMBEDDED else directory / "adapter")
-    if out.exists() and not (out / "adapter_config.json").is_file() and (out.is_file() or any(out.iterdir())):
-        raise ValueError(f"--out {out} holds something else than an adapter; pass another folder")
-    adapter = init_adapter(config, jax.random.key(args.seed))
-    if args.init_adapter:
-        _, adapter = load_adapter(args.init_adapter, config, "float32", args.exit_layer)
-    settings = run_settings(args, config, target)
+    check_vacant(out, drafts)
+    adapters = {}
+    for name, draft in drafts.items():
+        adapters[name] = init_adapter(config, jax.random.key(args.seed))
+        if args.init_adapter:
+            given = args.init_adapter / name if len(drafts) > 1 else args.init_adapter
+            _, adapters[name] = load_adapter(given, config, "float32", draft.exit_layer)
     tokenizer = load_tokenizer(directory)
     data = read_data(args, config, tokenizer)
-    settings |= {"training_tokens": data.tokens.all, "text": data.digest}
+    args = scheduled(args, data)
+    settings = run_settings(args, config, target) | {"training_tokens": data.tokens.all, "text": data.digest}
     name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model  # Paths are of one machine.
-    draft = KangarooConfig(args.exit_layer, args.gamma, args.eta)
-    run = Run(name, config, target, mesh, tokenizer, draft, adapter, data, out, settings)
+    run = Run(name, config, target, mesh, tokenizer, drafts, adapters, data, out, args, settings)
     if jax.process_index() == 0:
         claim(run.workspace, settings)
     return run
+
+
+def settle(args: argparse.Namespace, config: LlamaConfig) -> argparse.Namespace:
+    """Return the options with all defaults that do not depend on the data, checked.
+
+    Raises:
+        ValueError: in one line, if a number makes no sense, or not for this target.
+    """
+    args = settled(args, config)
+    check_numbers(args)
+    check_against_target(args, config)
+    return args
+
+
+def check_vacant(out: Path, names: Collection[str]) -> None:
+    """Raise ValueError if something else than an adapter, or than the adapters of these names, is where they go."""
+    if not out.exists():
+        return
+    if out.is_file():
+        raise ValueError(f"--out {out} is a file; pass a folder")
+    here = (out / ADAPTER_CONFIG).is_file()
+    if len(names) == 1 and (here or not any(out.iterdir())):
+        return
+    if len(names) > 1 and not here and all((item / ADAPTER_CONFIG).is_file() for item in out.iterdir()):
+        return
+    kind = "an adapter" if len(names) == 1 else f"the adapters {', '.join(names)}"
+    raise ValueError(f"--out {out} holds something else than {kind}; pass another folder")
 
 
 def read_data(args: argparse.Namespace, config: LlamaConfig, tokenizer: Tokenizer) -> Data:

@@ -1,0 +1,95 @@
+"""What is measured while adapters are trained: on held-out data, and in real decoding, by which the best are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from kangaroo_jax import Params
+from train.best import MEASURE, Best
+from train.decoding import decoding_figures, held_out_prompts
+from train.run import Run
+from train.step import make_eval_step, place, place_batch
+
+SEEN = "seen_tokens"
+
+
+def held_out_evaluation(loss: Callable[..., Any], target: Any, run: Run) -> Callable[[int, Any], dict[str, float]]:
+    """Build ``(step, adapters) -> held-out means`` over a fixed set of batches of held-out data.
+
+    The figures are ``held_out_loss`` and so on, of several adapters also ``NAME/held_out_loss``, and ``seen_tokens``:
+    tokens trained on until then, without padding.
+    """
+    step_fn = make_eval_step(loss, run.mesh)
+    batches = [place_batch(batch, run.mesh) for batch in run.data.held_out_batches()]
+
+    def evaluate(step: int, adapters: Any) -> dict[str, float]:
+        sums = [step_fn(adapters, target, batch) for batch in batches]
+        total = {name: float(sum(part[name] for part in sums)) for name in sums[0]}
+        means = {_held_out(name): total[name] / total["tokens"] for name in total if name != "tokens"}
+        return means | {SEEN: run.data.seen(step)}
+
+    return evaluate
+
+
+class Decoding:
+    """Decodes a few held-out prompts with every adapter as it is, and keeps the best one of each name.
+
+    Attributes:
+        best: where the best ones are, by name.
+    """
+
+    def __init__(self, run: Run, target: Any, writes: bool) -> None:
+        folder = run.workspace / "best"
+        several = len(run.drafts) > 1
+        self.best = {
+            name: Best(folder / name if several else folder, run.config, draft) for name, draft in run.drafts.items()
+        }
+        self._run, self._writes = run, writes
+        # One device decodes; its share of a replicated target is all of it.
+        self._target = target if run.mesh else jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, target)
+        count = run.options.decode_prompts
+        batches = run.data.whole_held_out_batches(-(-count // run.data.held_out.shape.rows))
+        self._prompts = held_out_prompts(batches, count)
+
+    def evaluate(self, step: int, adapters: Any) -> dict[str, float]:
+        """Return what decoding gave: the figures of the only adapter; of several those of each, as ``NAME/...``."""
+        if not self._writes or not self._prompts:
+            return {}
+        figures = {name: self._decode(step, name, params) for name, params in adapters.items()}
+        if len(figures) == 1:
+            return next(iter(figures.values()))
+        own = {f"{name}/{key}": value for name, found in figures.items() for key, value in found.items()}
+        return own | {MEASURE: max(found[MEASURE] for found in figures.values())}
+
+    def _decode(self, step: int, name: str, params: Any) -> dict[str, float]:
+        run, dtype = self._run, self._target["norm"]["scale"].dtype
+        host = jax.device_get(params)
+        adapter = jax.tree.map(lambda leaf: leaf.astype(dtype), host)
+        adapter = place(adapter, run.mesh) if run.mesh else jax.device_put(adapter)
+        loaded = Params(self._target, adapter, run.config, run.drafts[name], run.tokenizer, run.name)
+        figures = decoding_figures(loaded, self._prompts)
+        self.best[name].offer(step, host, figures)
+        return figures
+
+
+def figures_of(name: str, figures: Mapping[str, float], several: bool) -> dict[str, float]:
+    """Return one adapter's own figures, under plain names, of those of a run.
+
+    Args:
+        name: of the adapter.
+        figures: of the run.
+        several: whether the run has more than one adapter.
+    """
+    if not several:
+        return dict(figures)
+    own = {key.removeprefix(f"{name}/"): value for key, value in figures.items() if key.startswith(f"{name}/")}
+    return own | {key: figures[key] for key in (SEEN,) if key in figures}
+
+
+def _held_out(name: str) -> str:
+    """Return the name of a held-out figure: ``held_out_loss`` of ``loss``, ``x/held_out_loss`` of ``x/loss``."""
+    owner, slash, key = name.rpartition("/")
+    return f"{owner}{slash}held_out_{key}"

@@ -1,0 +1,74 @@
+"""What a run does where its options are silent: the paper's recipe, or the one of an embedded model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from kangaroo_jax.model import KangarooConfig, LlamaConfig
+from train.data import Data
+
+WARMUP = 2000
+"""Steps of the paper's warm-up; of a run of fewer than 20,000 steps, a tenth."""
+
+PAPER: Mapping[str, Any] = MappingProxyType(
+    {"batch_size": 32, "length": 2048, "learning_rate": 5e-5, "epochs": 10.0, "gamma": 6, "eta": 0.6}
+)
+"""Section 4 of the paper and the authors' code, for targets of 7B and more: 4 rows on each of 8 devices."""
+
+EMBEDDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "joey": {
+            "exit_layer": (2,),
+            "batch_size": 8,
+            "length": 512,
+            "learning_rate": 3e-3,
+            "steps": 1500,
+            "gamma": 7,
+            "eta": 0.2,
+        }
+    }
+)
+"""What the shipped adapters were trained with (``docs/joey.md``)."""
+
+
+def settled(args: argparse.Namespace, config: LlamaConfig) -> argparse.Namespace:
+    """Return the options with everything filled in that does not depend on the data.
+
+    Args:
+        args: from ``train.options.build_parser``; what was not asked for is None.
+        config: the target's.
+
+    Raises:
+        ValueError: if both epochs and steps are asked for.
+    """
+    if args.epochs is not None and args.steps is not None:
+        raise ValueError(f"--epochs is {args.epochs:g} and --steps is {args.steps}; pass one of them")
+    recipe = {**PAPER, "exit_layer": (-(-config.num_hidden_layers // 16),), **EMBEDDED.get(args.model, {})}
+    recipe["length"] = min(recipe["length"], config.max_position_embeddings)
+    if args.epochs is not None or args.steps is not None:  # One number decides how long the run is.
+        recipe |= {"epochs": None, "steps": None}
+    elif "steps" in recipe:
+        recipe["epochs"] = None
+    filled = {name: value for name, value in recipe.items() if getattr(args, name) is None}
+    return argparse.Namespace(**{**vars(args), **filled})
+
+
+def scheduled(args: argparse.Namespace, data: Data) -> argparse.Namespace:
+    """Return settled options with the numbers of steps that the data asks for.
+
+    Raises:
+        ValueError: if the warm-up is as long as the run, or longer.
+    """
+    steps = args.steps if args.steps is not None else max(round(args.epochs * data.epoch_steps), 1)
+    warmup = args.warmup if args.warmup is not None else min(WARMUP, steps // 10)
+    if not 0 <= warmup < steps:
+        raise ValueError(f"--warmup is {warmup}; it must be from 0 to below --steps ({steps})")
+    return argparse.Namespace(**{**vars(args), "steps": steps, "warmup": warmup})
+
+
+def drafts_of(args: argparse.Namespace) -> dict[str, KangarooConfig]:
+    """Return the draft models that are trained, by name: one for each exit layer."""
+    return {f"exit{layer}": KangarooConfig(layer, args.gamma, args.eta) for layer in args.exit_layer}
