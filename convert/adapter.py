@@ -21,11 +21,12 @@ from convert.command import ended
 from convert.sources import locate
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
 from kangaroo_jax.store import ALIASES, EMBEDDED, find_adapter, from_flax, read_config, resolve, save_adapter, to_flax
-from kangaroo_jax.store.adapters import ADAPTER_CONFIG, EXPORTED, adapter_record, read_adapter
+from kangaroo_jax.store.adapters import ADAPTER_CONFIG, EXPORTED, check_kind, read_adapter
 from kangaroo_jax.store.files import check_vacant, read_json, whole_directory, write_json
 from kangaroo_jax.store.hf import SINGLE, TORCH_SINGLE, write_safetensors
-from kangaroo_jax.store.mapping import ADAPTER
 from kangaroo_jax.store.names import expand
+from kangaroo_jax.store.record import adapter_record
+from kangaroo_jax.store.tables import ADAPTER
 from kangaroo_jax.store.torch_file import write_torch
 
 FORMATS = {"safetensors": (SINGLE, write_safetensors), "torch": (TORCH_SINGLE, write_torch)}
@@ -100,12 +101,14 @@ def export_adapter(
         Exit layer, gamma and eta.
 
     Raises:
-        ValueError: if the adapter is damaged or another target's, or ``out`` is in the way; nothing is written then.
+        ValueError: if the adapter is damaged, another target's or of another kind than the authors', or ``out`` is in
+            the way; nothing is written then.
     """
     check_vacant(out, force)
     _check_own(out)
     name, write = FORMATS[form]
     stored = read_adapter(source, config, exit_layer)
+    check_kind(stored.draft, str(source))
     tensors = dict(from_flax(config, to_flax(config, stored.tensors, table=ADAPTER), ADAPTER))
     fields = dataclasses.replace(config.plain, num_hidden_layers=1).to_hf()
     fields |= {"torch_dtype": next(iter(tensors.values())).dtype.name}

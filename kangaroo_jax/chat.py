@@ -132,12 +132,12 @@ class Chat:
     def _start(self, ids: list[int], checked: Plan) -> Run:
         """Prefill what the caches do not hold yet."""
         slots = dec.cache_slots(checked.spec, self._context)
-        kept = Kept(slots, min(_CHUNK, slots), *self._reusable(ids, slots, bool(checked.spec.gamma)))
+        kept = Kept(slots, min(_CHUNK, slots), *self._reusable(ids, slots, checked.spec))
         self._run = None  # Its caches are about to be overwritten.
         self._run = Run(self._params, [ids], checked, kept, self._context)
         return self._run
 
-    def _reusable(self, ids: list[int], slots: int, drafting: bool) -> tuple[int, Any]:
+    def _reusable(self, ids: list[int], slots: int, spec: dec.DecodeSpec) -> tuple[int, Any]:
         """Return how many positions of a prompt the last turn's caches hold, and these caches."""
         if self._run is None:
             return 0, None
@@ -145,7 +145,7 @@ class Chat:
         # An interrupted call may have taken the state with it.
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
             return 0, None
-        if state.tokens.shape[1] != slots or (state.adapter is not None) != drafting:
+        if state.tokens.shape[1] != slots or (state.adapter is not None) != spec.adapter_cached:
             return 0, None
         # The newest token has no keys and values yet.
         held = self._run.committed()[:-1]

@@ -132,8 +132,9 @@ def _spec(params: Params, options: Options) -> tuple[dec.DecodeSpec, float]:
             f"{params.name} has no adapter; train one with 'python -m train.adapter --model {params.name}', "
             "pass load(..., adapter=DIR), or use method='plain'"
         )
-    spec = dec.DecodeSpec(params.config, params.draft.exit_layer, gamma or params.draft.gamma)
-    return spec, float(params.draft.eta if eta is None else eta)
+    draft = params.draft
+    spec = dec.DecodeSpec(params.config, draft.exit_layer, gamma or draft.gamma, draft.adapter)
+    return spec, float(draft.eta if eta is None else eta)
 
 
 def _sampling(params: Params, options: Options) -> dec.Sampling:

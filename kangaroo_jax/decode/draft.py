@@ -14,13 +14,14 @@ from jaxtyping import Array, Bool, Float, Int
 from kangaroo_jax.decode.accept import accept_sampled
 from kangaroo_jax.decode.sampling import DRAFT, choose
 from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Weights, newest
-from kangaroo_jax.model import KVCache, LlamaConfig, embed, head, run_adapter, run_layers
+from kangaroo_jax.model import AdapterConfig, KVCache, LlamaConfig, draft_head, embed, run_adapter, run_layers
+from kangaroo_jax.model.layers import linear
 
 Propose = Callable[..., tuple[Array, KVCache | None]]
 
 
 def propose(
-    config: LlamaConfig,
+    spec: DecodeSpec,
     weights: Weights,
     hidden: Float[Array, "B 1 D"],
     positions: Int[Array, "B 1"],
@@ -29,10 +30,10 @@ def propose(
     """Return the draft model's logits of the token after ``positions``: adapter and LM head on the exit layer's states.
 
     Returns:
-        fp32 logits, and the adapter's cache with this position written.
+        fp32 logits, and the adapter's cache, if it has one, with this position written.
     """
-    adapted, cache = run_adapter(config, weights["adapter"], hidden, positions, cache)
-    return head(weights["target"], adapted)[:, 0], cache
+    adapted, cache = run_adapter(spec.config, weights["adapter"], hidden, positions, cache, spec.adapter)
+    return linear(adapted, draft_head(weights["target"], weights["adapter"]), jnp.float32)[:, 0], cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,7 @@ class DecodeSpec:
         config: shape of the target.
         exit_layer: layers the draft model shares with the target (l).
         gamma: largest number of tokens drafted in one round; 0 decodes plainly.
+        adapter: what the adapter computes.
         sample: whether tokens are drawn at random, or the most likely one is taken.
         truncate: whether top_k and top_p are applied to what is drawn from.
         propose: drafts from a hidden state; replaced in tests by an oracle and a fool.
@@ -52,6 +54,7 @@ class DecodeSpec:
     config: LlamaConfig
     exit_layer: int
     gamma: int
+    adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
     sample: bool = False
     truncate: bool = False
     propose: Propose = propose
@@ -65,6 +68,11 @@ class DecodeSpec:
         the weights takes all the time, as on a GPU, it costs the same.
         """
         return -(-(self.gamma + 1) // 8) * 8
+
+    @property
+    def adapter_cached(self) -> bool:
+        """Whether a state has a cache for the adapter."""
+        return self.gamma > 0 and self.adapter.made_of.cached
 
     @property
     def for_prefill(self) -> DecodeSpec:
@@ -83,7 +91,7 @@ class Draft(struct.PyTreeNode):
         hidden: ``hidden_states[l]`` of the newest committed token and of every drafted one, ``[B, R, D]``; R is
             ``DecodeSpec.rows``, rows beyond ``count`` are zeros or stale.
         caches: the shallow layers' caches, written at all those positions.
-        adapter: the adapter's cache, written at all those positions.
+        adapter: the adapter's cache, written at all those positions; None where it has none.
     """
 
     tokens: Int[Array, "B G"]
@@ -131,7 +139,7 @@ def draft(spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Cont
     def draft_one(carry: _Carry) -> _Carry:
         step, now = carry.step, carry.draft
         hidden = jax.lax.dynamic_slice_in_dim(now.hidden, step, 1, axis=1)
-        logits, adapter = spec.propose(spec.config, weights, hidden, position + step, now.adapter)
+        logits, adapter = spec.propose(spec, weights, hidden, position + step, now.adapter)
         drafted, log_q = choose(spec, controls.sampling, logits, state.seed, state.length, DRAFT + step)
         confidence = 1.0 / jnp.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
         hidden, caches = shallow(drafted[:, None], position + step + 1, now.caches)
@@ -173,4 +181,5 @@ def _close_hole(spec: DecodeSpec, weights: Weights, draft: Draft, position: Int[
     if draft.adapter is None:
         return None
     last = jnp.take_along_axis(draft.hidden, draft.count[:, None, None], axis=1)
-    return run_adapter(spec.config, weights["adapter"], last, position + draft.count[:, None], draft.adapter)[1]
+    after = position + draft.count[:, None]
+    return run_adapter(spec.config, weights["adapter"], last, after, draft.adapter, spec.adapter)[1]

@@ -16,9 +16,9 @@ from kangaroo_jax.model import embed, init_cache, logits, run_adapter, run_layer
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def allocate(spec: DecodeSpec, batch: int, slots: int, dtype: jnp.dtype) -> Caches:
-    """Return zeroed caches of all layers, and of the adapter when something is drafted, for a batch of sequences."""
+    """Return zeroed caches of all layers, and of an adapter that drafts and attends, for a batch of sequences."""
     layers = init_cache(spec.config, batch, slots, dtype, spec.config.num_hidden_layers)
-    return layers, init_cache(spec.config, batch, slots, dtype, 1)[0] if spec.gamma else None
+    return layers, init_cache(spec.config, batch, slots, dtype, 1)[0] if spec.adapter_cached else None
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -92,7 +92,7 @@ def _run_prompt(
         x = embed(target, jnp.take_along_axis(tokens, positions, axis=1))
         x, shallow = run_layers(config, target, x, positions, layers[:exit_layer], 0, exit_layer)
         if adapter is not None:
-            adapter = run_adapter(config, weights["adapter"], x, positions, adapter)[1]
+            adapter = run_adapter(config, weights["adapter"], x, positions, adapter, spec.adapter)[1]
         x, deep = run_layers(config, target, x, positions, layers[exit_layer:], exit_layer, depth)
         row = length - 1 - at
         here = (row >= 0) & (row < chunk)

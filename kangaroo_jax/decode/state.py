@@ -61,7 +61,7 @@ class DecodeState(struct.PyTreeNode):
         finish: RUNNING, STOP or LENGTH, ``[B]``.
         seed: what the random numbers of each sequence are made from, ``[B, 2]``.
         caches: keys and values of the target's N layers.
-        adapter: keys and values of the adapter, or None when nothing is drafted.
+        adapter: keys and values of the adapter, or None when nothing is drafted or it does not attend.
         stats: counters.
     """
 

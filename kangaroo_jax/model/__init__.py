@@ -4,22 +4,36 @@ Letters in shapes, everywhere: B sequences, T tokens of a block, S cache slots, 
 K key/value heads, hd head_dim, F intermediate_size, V vocab_size, N layers, G = gamma.
 """
 
-from kangaroo_jax.model.adapter import Adapter, abstract_adapter, init_adapter, run_adapter
+from kangaroo_jax.model.adapter import Adapter, abstract_adapter, draft_head, init_adapter, run_adapter
 from kangaroo_jax.model.cache import KVCache, init_cache
-from kangaroo_jax.model.config import KangarooConfig, LlamaConfig, RopeScaling
-from kangaroo_jax.model.llama import abstract_params, embed, forward, head, init_params, logits, run_layers
+from kangaroo_jax.model.config import AdapterConfig, KangarooConfig, LlamaConfig, RopeScaling
+from kangaroo_jax.model.llama import (
+    abstract_params,
+    embed,
+    forward,
+    head,
+    head_kernel,
+    init_params,
+    logits,
+    run_layers,
+)
+from kangaroo_jax.model.variants import ADAPTER_KINDS
 
 __all__ = [
+    "ADAPTER_KINDS",
     "Adapter",
+    "AdapterConfig",
     "KVCache",
     "KangarooConfig",
     "LlamaConfig",
     "RopeScaling",
     "abstract_adapter",
     "abstract_params",
+    "draft_head",
     "embed",
     "forward",
     "head",
+    "head_kernel",
     "init_adapter",
     "init_cache",
     "init_params",

@@ -1,14 +1,23 @@
 """The adapter: the only trained part of the draft model (paper, section 3.1).
 
 ``A(h) = RMSNorm_out(h + SelfAttention(RMSNorm_in(h)))`` on the hidden state after the exit layer. No MLP, no embedding,
-no head: draft logits are the target's LM head applied to ``A(h)``, without the target's final norm.
+no head: draft logits are the target's LM head applied to ``A(h)``, without the target's final norm. The other kinds of
+``ADAPTER_KINDS`` are there to be compared with it::
 
-The attention is plain Llama's whatever the family of the target: no biases, no q/k norms, no sliding window. So every
-adapter has the authors' six tensors, and their format holds it.
+    kangaroo       norm(h + attention(norm_in(h)))
+    with-mlp       norm(y + mlp(norm_mid(y))), y = h + attention(norm_in(h))
+    mlp-only       norm(h + mlp(norm_in(h)))
+    linear         norm(h + norm_in(h) W)
+    no-input-norm  norm(h + attention(h))
+    own-head       as kangaroo, with an LM head of its own
+
+Every part is plain Llama's whatever the family of the target: no biases, no q/k norms, no sliding window. So every
+kangaroo adapter has the authors' six tensors, and their format holds it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -18,25 +27,45 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from kangaroo_jax.model.cache import KVCache
-from kangaroo_jax.model.config import LlamaConfig
-from kangaroo_jax.model.layers import Attention, Context, RMSNorm
+from kangaroo_jax.model.config import AdapterConfig, LlamaConfig
+from kangaroo_jax.model.layers import MLP, Attention, Context, Linear, RMSNorm
+from kangaroo_jax.model.llama import head_kernel
+from kangaroo_jax.model.variants import AdapterKind
+
+KANGAROO = AdapterConfig()
+_MATRICES = (
+    ("self_attn", "qkv_proj"),
+    ("self_attn", "o_proj"),
+    ("mlp", "gate_up_proj"),
+    ("mlp", "down_proj"),
+    ("linear",),
+    ("lm_head",),
+)
 
 
 class Adapter(nn.Module):
-    """One attention layer between two norms; head layout and rotary base are the target's."""
+    """The parts of a kind, added to the hidden state one after the other, and a norm; the head is not in it."""
 
     config: LlamaConfig
+    kind: AdapterKind
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B T D"], context: Context, cache: KVCache | None
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """Return ``A(x)`` and the adapter's cache with the block written into it."""
+        """Return ``A(x)`` and the adapter's cache with the block written into it, if there is one."""
         eps = self.config.rms_norm_eps
-        attended, cache = Attention(self.config.plain, name="self_attn")(
-            RMSNorm(eps, name="input_layernorm")(x), context, cache
-        )
-        return RMSNorm(eps, name="norm")(x + attended), cache
+        for index, part in enumerate(self.kind.parts):
+            name = "post_attention_layernorm" if index else "input_layernorm"
+            normed = RMSNorm(eps, name=name)(x) if index or self.kind.input_norm else x
+            if part == "attention":
+                added, cache = Attention(self.config, name="self_attn")(normed, context, cache)
+            elif part == "mlp":
+                added = MLP(self.config, name="mlp")(normed)
+            else:
+                added = Linear(x.shape[-1], name="linear")(normed)
+            x = x + added
+        return RMSNorm(eps, name="norm")(x), cache
 
 
 def run_adapter(
@@ -45,24 +74,68 @@ def run_adapter(
     x: Float[Array, "B T D"],
     positions: Int[Array, "B T"],
     cache: KVCache | None,
+    adapter: AdapterConfig = KANGAROO,
 ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-    """Apply the adapter to hidden states of the exit layer at ``positions`` (consecutive within a row)."""
-    context = Context(config.plain, positions, None if cache is None else cache.slots)
-    return Adapter(config).apply({"params": params}, x, context, cache)
+    """Apply the adapter to hidden states of the exit layer at ``positions`` (consecutive within a row).
+
+    Args:
+        config: the target's shape.
+        params: the adapter's params; a head among them is not applied (see ``draft_head``).
+        x: the hidden states.
+        positions: their absolute positions.
+        cache: the adapter's, or None to attend within the block only. Kinds without attention need none.
+        adapter: what the adapter computes.
+
+    Returns:
+        ``A(x)``, and the cache with this block written at its positions.
+    """
+    layers = _layers(config, adapter)
+    context = Context(layers, positions, None if cache is None else cache.slots)
+    return Adapter(layers, adapter.made_of).apply({"params": params}, x, context, cache)
 
 
-def init_adapter(config: LlamaConfig, rng: Array) -> dict[str, Any]:
-    """Return a fresh fp32 adapter: projections U(-1/sqrt(in), 1/sqrt(in)), ones in norms (as the authors do)."""
+def draft_head(target: dict[str, Any], adapter: dict[str, Any]) -> Float[Array, "D V"]:
+    """Return the matrix that makes draft logits of ``A(h)``: the adapter's own LM head, or the target's."""
+    return head_kernel(adapter if "lm_head" in adapter else target)
+
+
+def init_adapter(
+    config: LlamaConfig, rng: Array, adapter: AdapterConfig = KANGAROO, target: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return a fresh fp32 adapter: matrices U(-1/sqrt(in), 1/sqrt(in)), ones in norms (as the authors do).
+
+    Args:
+        config: the target's shape.
+        rng: random key; a part has the same numbers in every kind that has it.
+        adapter: what the adapter computes.
+        target: the target's params; an LM head of the adapter's own starts as a copy of theirs, without them at random.
+    """
+    layers, kind = _layers(config, adapter), adapter.made_of
     x = jnp.zeros((1, 1, config.hidden_size))
-    params = Adapter(config).init(rng, x, Context(config.plain, jnp.zeros((1, 1), jnp.int32), None), None)["params"]
-    names = ("qkv_proj", "o_proj")
-    for name, key in zip(names, jax.random.split(rng, len(names)), strict=True):
-        shape = params["self_attn"][name]["kernel"].shape
-        bound = 1 / math.sqrt(shape[0])
-        params["self_attn"][name]["kernel"] = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    params = Adapter(layers, kind).init(rng, x, Context(layers, jnp.zeros((1, 1), jnp.int32), None), None)["params"]
+    if kind.own_head:
+        params["lm_head"] = {"kernel": jnp.zeros((config.hidden_size, config.vocab_size))}
+    for path, key in zip(_MATRICES, jax.random.split(rng, len(_MATRICES)), strict=True):
+        part = params
+        for name in path:
+            part = part.get(name, {})
+        if "kernel" in part:
+            shape = part["kernel"].shape
+            bound = 1 / math.sqrt(shape[0])
+            part["kernel"] = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    if kind.own_head and target is not None:
+        # A copy, so that neither can be donated with the other.
+        params["lm_head"]["kernel"] = jnp.array(head_kernel(target), jnp.float32, copy=True)
     return params
 
 
-def abstract_adapter(config: LlamaConfig) -> dict[str, Any]:
+def abstract_adapter(config: LlamaConfig, adapter: AdapterConfig = KANGAROO) -> dict[str, Any]:
     """Return the adapter's tree with ``jax.ShapeDtypeStruct`` leaves; nothing is allocated."""
-    return jax.eval_shape(lambda rng: init_adapter(config, rng), jax.random.key(0))
+    return jax.eval_shape(lambda rng: init_adapter(config, rng, adapter), jax.random.key(0))
+
+
+def _layers(config: LlamaConfig, adapter: AdapterConfig) -> LlamaConfig:
+    """Return the config that the adapter's parts are built from."""
+    if adapter.rope_theta is None:
+        return config.plain
+    return dataclasses.replace(config.plain, rope_theta=adapter.rope_theta, rope_scaling=None)

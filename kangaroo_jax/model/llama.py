@@ -74,13 +74,14 @@ def run_layers(
     return x, None if caches is None else tuple(updated)
 
 
+def head_kernel(params: Params) -> Float[Array, "D V"]:
+    """Return the matrix of the LM head: its own, or the transposed embedding table."""
+    return params["lm_head"]["kernel"] if "lm_head" in params else params["embed_tokens"]["embedding"].T
+
+
 def head(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
     """Apply the LM head (no norm): fp32 logits."""
-    if "lm_head" in params:
-        kernel = params["lm_head"]["kernel"]
-    else:
-        kernel = params["embed_tokens"]["embedding"].T
-    return linear(x, kernel, jnp.float32)
+    return linear(x, head_kernel(params), jnp.float32)
 
 
 def logits(config: LlamaConfig, params: Params, x: Float[Array, "... D"]) -> Float[Array, "... V"]:

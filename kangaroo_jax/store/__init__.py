@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kangaroo_jax.model import LlamaConfig
-from kangaroo_jax.store.adapters import find_adapter, fingerprint, load_adapter, save_adapter
+from kangaroo_jax.store.adapters import find_adapter, load_adapter, save_adapter
 from kangaroo_jax.store.checkpoint import Placement, default_dtype, restore_params, save_params, to_device
 from kangaroo_jax.store.hf import DTYPES, as_dtype, open_hf, read_config, read_hf, write_hf
 from kangaroo_jax.store.mapping import (
@@ -21,6 +21,7 @@ from kangaroo_jax.store.mapping import (
     to_flax,
 )
 from kangaroo_jax.store.names import ALIASES, EMBEDDED, home, resolve
+from kangaroo_jax.store.record import fingerprint
 
 __all__ = [
     "ALIASES",

@@ -1,9 +1,4 @@
-"""One table between the tensors of a Hugging Face checkpoint and this package's params; it reads and it writes.
-
-A row names a tensor and the place it has in the params. Matrices are transposed (torch stores ``[out, in]``), and
-q | k | v and gate | up are column blocks of one fused kernel, biases of one fused bias. Neither shapes nor families are
-in the table: the model's own abstract params have them, and a row whose leaf they lack is left out.
-"""
+"""From the tensors of a Hugging Face checkpoint to this package's params and back, by the rows of a table."""
 
 from __future__ import annotations
 
@@ -15,10 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kangaroo_jax.model import LlamaConfig, abstract_adapter, abstract_params
+from kangaroo_jax.model import LlamaConfig
+from kangaroo_jax.store.tables import EMBEDDING, HEAD, TARGET, Table, column_blocks
 
 Params = dict[str, Any]
 Shape = tuple[int, ...]
+_ROWS = 16
 
 
 class Tensor(Protocol):
@@ -64,38 +61,6 @@ class DuplicateTensors(MappingError):
 
 class MisshapenTensors(MappingError):
     """Tensors have other shapes than the config implies."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """One row of a table.
-
-    Attributes:
-        name: the tensor's name in the checkpoint, ``{i}`` standing for the number of the layer.
-        path: the leaf of the params, in the same notation.
-        transpose: whether the leaf holds the tensor transposed.
-        part: the block of a fused kernel or bias that the tensor fills, a key of ``column_blocks``; None: all of it.
-    """
-
-    name: str
-    path: str
-    transpose: bool = True
-    part: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """The rows for one kind of checkpoint.
-
-    Attributes:
-        rules: one per tensor, or per tensor of every layer.
-        abstract: builds the params' tree with shapes only.
-        ignored: matches names that carry nothing the model reads.
-    """
-
-    rules: tuple[Rule, ...]
-    abstract: Callable[[LlamaConfig], Params]
-    ignored: re.Pattern[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,64 +118,8 @@ class Leaf:
                 raise ValueError(f"{entry.name} has values too large for float16; choose bfloat16 or float32")
 
 
-def _attention(name: str, path: str) -> tuple[Rule, ...]:
-    fused = f"{path}self_attn/qkv_proj/"
-    return (
-        Rule(f"{name}input_layernorm.weight", f"{path}input_layernorm/scale", transpose=False),
-        *(Rule(f"{name}self_attn.{part}_proj.weight", f"{fused}kernel", part=part) for part in "qkv"),
-        *(Rule(f"{name}self_attn.{part}_proj.bias", f"{fused}bias", transpose=False, part=part) for part in "qkv"),
-        *(
-            Rule(f"{name}self_attn.{part}_norm.weight", f"{path}self_attn/{part}_norm/scale", transpose=False)
-            for part in "qk"
-        ),
-        Rule(f"{name}self_attn.o_proj.weight", f"{path}self_attn/o_proj/kernel"),
-    )
-
-
-_INV_FREQ = re.compile(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 _LAYER = re.compile(r"model\.layers\.([0-9]+)\.")
-_TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _FIX = "are config.json and weights those of one complete checkpoint?"
-_ROWS = 16
-_MLP = "model.layers.{i}.mlp."
-
-TARGET = Table(
-    rules=(
-        Rule(_TABLE, "embed_tokens/embedding", transpose=False),
-        *_attention("model.layers.{i}.", "layers_{i}/"),
-        Rule(
-            "model.layers.{i}.post_attention_layernorm.weight",
-            "layers_{i}/post_attention_layernorm/scale",
-            transpose=False,
-        ),
-        Rule(f"{_MLP}gate_proj.weight", "layers_{i}/mlp/gate_up_proj/kernel", part="gate"),
-        Rule(f"{_MLP}up_proj.weight", "layers_{i}/mlp/gate_up_proj/kernel", part="up"),
-        Rule(f"{_MLP}down_proj.weight", "layers_{i}/mlp/down_proj/kernel"),
-        Rule("model.norm.weight", "norm/scale", transpose=False),
-        Rule(_HEAD, "lm_head/kernel"),
-    ),
-    abstract=abstract_params,
-    ignored=_INV_FREQ,
-)
-
-ADAPTER = Table(
-    rules=(*_attention("layers.0.", ""), Rule("norm.weight", "norm/scale", transpose=False)),
-    abstract=abstract_adapter,
-    ignored=_INV_FREQ,
-)
-
-
-def column_blocks(config: LlamaConfig) -> dict[str, slice]:
-    """Return where the parts of what is fused, ``q | k | v`` and ``gate | up``, are."""
-    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    width = config.intermediate_size
-    return {
-        "q": slice(0, q),
-        "k": slice(q, q + kv),
-        "v": slice(q + kv, q + 2 * kv),
-        "gate": slice(0, width),
-        "up": slice(width, 2 * width),
-    }
 
 
 def entries(config: LlamaConfig, table: Table = TARGET) -> dict[str, Entry]:
@@ -242,7 +151,7 @@ def matched(config: LlamaConfig, tensors: Tensors, table: Table = TARGET) -> lis
     Args:
         config: the model the tensors belong to.
         tensors: names and tensors; pairs may repeat a name, which is an error that is found.
-        table: ``TARGET`` or ``ADAPTER``.
+        table: ``TARGET``, or an adapter's.
 
     Raises:
         MissingTensors, ExtraTensors, DuplicateTensors, MisshapenTensors: ValueErrors that name the tensors.
@@ -252,8 +161,8 @@ def matched(config: LlamaConfig, tensors: Tensors, table: Table = TARGET) -> lis
         _check_depth(config, [name for name, _ in pairs])
     expanded = entries(config, table)
     expected = {name: entry.shape for name, entry in expanded.items()}
-    if _TABLE in expected and _tied_head(config, pairs):
-        expected[_HEAD] = expected[_TABLE]
+    if EMBEDDING in expected and _tied_head(config, pairs):
+        expected[HEAD] = expected[EMBEDDING]
     check_shapes(
         expected,
         [(name, tuple(tensor.shape)) for name, tensor in pairs],
@@ -272,7 +181,7 @@ def check_tied_head(config: LlamaConfig, tensors: Tensors) -> None:
         return
     head, table = found
     if not np.array_equal(np.asarray(head), np.asarray(table)):
-        raise ExtraTensors("tensors have no place in this model", _FIX, [_HEAD])
+        raise ExtraTensors("tensors have no place in this model", _FIX, [HEAD])
 
 
 def leaves(config: LlamaConfig, tensors: Tensors, dtype: Any = None, table: Table = TARGET) -> list[Leaf]:
@@ -282,7 +191,7 @@ def leaves(config: LlamaConfig, tensors: Tensors, dtype: Any = None, table: Tabl
         config: the model the tensors belong to.
         tensors: names and tensors; pairs may repeat a name, which is an error that is found.
         dtype: of the leaves; None keeps the tensors' own, or float32 where they differ among each other.
-        table: ``TARGET`` or ``ADAPTER``.
+        table: ``TARGET``, or an adapter's.
 
     Raises:
         MissingTensors, ExtraTensors, DuplicateTensors, MisshapenTensors: ValueErrors that name the tensors.
@@ -310,7 +219,7 @@ def to_flax(
         config: the model the tensors belong to.
         tensors: names and tensors; pairs may repeat a name, which is an error that is found.
         dtype: of the result; None keeps the tensors' own, or float32 where they differ among each other.
-        table: ``TARGET`` or ``ADAPTER``.
+        table: ``TARGET``, or an adapter's.
         progress: wraps the sequence of leaves while it is read, as ``tqdm`` does.
 
     Raises:
@@ -404,7 +313,7 @@ def _check_depth(config: LlamaConfig, names: Iterable[str]) -> None:
 def _tied_head(config: LlamaConfig, pairs: Iterable[tuple[str, Tensor]]) -> tuple[Tensor, Tensor] | None:
     """Return head and embedding table where embeddings are tied and both are stored, in one shape."""
     found = dict(pairs)
-    head, table = found.get(_HEAD), found.get(_TABLE)
+    head, table = found.get(HEAD), found.get(EMBEDDING)
     if not config.tie_word_embeddings or head is None or table is None or head.shape != table.shape:
         return None
     return head, table

@@ -16,7 +16,7 @@ from convert import adapter
 from kangaroo_jax.model import KangarooConfig, init_adapter
 from kangaroo_jax.store import from_flax, load_adapter, read_config, save_adapter
 from kangaroo_jax.store.hf import stored_tensors, write_safetensors
-from kangaroo_jax.store.mapping import ADAPTER
+from kangaroo_jax.store.tables import ADAPTER
 from kangaroo_jax.store.torch_file import TorchFile, write_torch
 
 TARGET = Path(__file__).parent.parent / "fixtures" / "llama" / "gqa"

@@ -31,14 +31,15 @@ SLOTS = 96  # 11 tokens of the longest prompt, 41 new ones, 16 rows of slack; pa
 NO_EOS = (-1,)  # One id that is no token: as an array, it has the shape of one that is.
 
 
-def propose_known(config: LlamaConfig, weights: Any, hidden: Any, positions: Any, cache: Any) -> Any:
+def propose_known(spec: dec.DecodeSpec, weights: Any, hidden: Any, positions: Any, cache: Any) -> Any:
     """Draft from a table of tokens and one of confidences by position; where the token is -1, as ``propose`` does."""
-    logits, cache = dec.propose(config, weights, hidden, positions, cache)
+    vocab_size = spec.config.vocab_size
+    logits, cache = dec.propose(spec, weights, hidden, positions, cache)
     known = jnp.take_along_axis(weights["known"], positions + 1, axis=1)
     sure = jnp.take_along_axis(weights["sure"], positions + 1, axis=1)
     # The known token has probability ``sure``, all others share the rest.
-    others = jnp.log((1 - sure) / (config.vocab_size - 1))
-    certain = jnp.where(jnp.arange(config.vocab_size) == known, jnp.log(sure), others)
+    others = jnp.log((1 - sure) / (vocab_size - 1))
+    certain = jnp.where(jnp.arange(vocab_size) == known, jnp.log(sure), others)
     return jnp.where(known < 0, logits, certain), cache
 
 

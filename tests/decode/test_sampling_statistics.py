@@ -53,12 +53,12 @@ DRAFTS = {  # What the target's logits are multiplied by, and how large the nois
 }
 
 
-def propose_near(config: LlamaConfig, weights: Any, hidden: Any, positions: Any, cache: Any) -> Any:
+def propose_near(spec: dec.DecodeSpec, weights: Any, hidden: Any, positions: Any, cache: Any) -> Any:
     """Draft from the target's own logits, scaled, and some noise: its last layer, with the adapter's cache for its own.
 
     What prefill and drafting write into that cache is right, since the adapter makes that layer's keys and values.
     """
-    last = config.num_hidden_layers
+    config, last = spec.config, spec.config.num_hidden_layers
     x, (cache,) = run_layers(config, weights["target"], hidden, positions, (cache,), last - 1, last)
     return weights["scale"] * logits(config, weights["target"], x)[:, 0] + weights["noise"][positions[:, 0]], cache
 

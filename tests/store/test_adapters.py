@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, RopeScaling, init_adapter
 from kangaroo_jax.store import ExtraTensors, find_adapter, fingerprint, from_flax, load_adapter, save_adapter
-from kangaroo_jax.store.adapters import adapter_record
 from kangaroo_jax.store.hf import write_safetensors
-from kangaroo_jax.store.mapping import ADAPTER
+from kangaroo_jax.store.record import adapter_record
+from kangaroo_jax.store.tables import ADAPTER
 from kangaroo_jax.store.torch_file import write_torch
 
 CONFIG = LlamaConfig(31, 22, 29, 3, 6, 3, 4)
@@ -65,6 +65,7 @@ def test_an_adapter_comes_back(adapter):
         "exit_layer": 2,
         "gamma": 5,
         "eta": 0.4,
+        "adapter": "kangaroo",
         "hidden_size": 22,
         "target": fingerprint(CONFIG),
         "training": {"steps": 7},

@@ -11,8 +11,6 @@ import pytest
 
 from kangaroo_jax.model import LlamaConfig, abstract_params
 from kangaroo_jax.store.mapping import (
-    ADAPTER,
-    TARGET,
     DuplicateTensors,
     ExtraTensors,
     MisshapenTensors,
@@ -24,6 +22,7 @@ from kangaroo_jax.store.mapping import (
     matched,
     to_flax,
 )
+from kangaroo_jax.store.tables import ADAPTER, TARGET
 
 # No two extents are equal, so that a swapped axis cannot go unnoticed.
 GQA = LlamaConfig(31, 23, 29, 2, 6, 3, 2)
