@@ -73,7 +73,7 @@ def _write(run: Run, name: str, step: int, params: Any, origin: Mapping[str, Any
     """Write one adapter, and say what it is worth."""
     draft, several = run.drafts[name], len(run.drafts) > 1
     figures = figures_of(name, figures_at(run.workspace / LOG, step), several)
-    own = {"exit_layer": draft.exit_layer}
+    own = {"exit_layer": draft.exit_layer, "adapter": draft.adapter.kind}
     record = {
         "model": run.name,
         "steps": step,
@@ -137,7 +137,7 @@ def _description(run: Run) -> str:
     data: Data = run.data
     sizes = {sum(leaf.size for leaf in jax.tree.leaves(adapter)) for adapter in run.adapters.values()}
     size = " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
-    layers = ", ".join(str(draft.exit_layer) for draft in run.drafts.values())
+    layers = ", ".join(map(str, sorted({draft.exit_layer for draft in run.drafts.values()})))
     what = "adapter" if len(run.drafts) == 1 else f"{len(run.drafts)} adapters"
     steps = run.options.steps
     lines = [

@@ -17,7 +17,15 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
-from kangaroo_jax.model import KangarooConfig, LlamaConfig, embed, run_adapter, run_layers
+from kangaroo_jax.model import (
+    KangarooConfig,
+    LlamaConfig,
+    draft_head,
+    embed,
+    head_kernel,
+    run_adapter,
+    run_layers,
+)
 from kangaroo_jax.model.layers import RMSNorm, linear
 
 Sums = dict[str, jax.Array]
@@ -79,12 +87,12 @@ def joint_loss(
             hidden, _ = run_layers(config, target, hidden, positions, None, done, layer)
             early[layer], done = hidden, layer
         final = RMSNorm(config.rms_norm_eps).apply({"params": target["norm"]}, hidden)
-        kernel = head_kernel(target)
+        teacher = head_kernel(target)
         each = {}
         for name, draft in drafts.items():
             rounded = jax.tree.map(lambda leaf: leaf.astype(hidden.dtype), adapters[name])
-            drafted, _ = run_adapter(config, rounded, early[draft.exit_layer], positions, None)
-            each[name] = chunked_sums(kernel, kernel, final, drafted, mask, chunk)
+            drafted, _ = run_adapter(config, rounded, early[draft.exit_layer], positions, None, draft.adapter)
+            each[name] = chunked_sums(teacher, draft_head(target, rounded), final, drafted, mask, chunk)
         total = functools.reduce(operator.add, (total for total, _ in each.values()))
         return total, _labelled({name: sums for name, (_, sums) in each.items()})
 
@@ -97,11 +105,6 @@ def distillation_loss(
     """Build the loss of one adapter: ``joint_loss`` as a function of its params alone."""
     joint = joint_loss(config, {"": KangarooConfig(exit_layer)}, chunk)
     return lambda adapter, target, batch: joint({"": adapter}, target, batch)
-
-
-def head_kernel(params: Any) -> Float[Array, "D V"]:
-    """Return the matrix of the LM head: its own, or the transposed embedding table."""
-    return params["lm_head"]["kernel"] if "lm_head" in params else params["embed_tokens"]["embedding"].T
 
 
 def chunked_sums(

@@ -8,8 +8,9 @@ from pathlib import Path
 import jax
 import optax
 
-from kangaroo_jax.model import LlamaConfig
+from kangaroo_jax.model import ADAPTER_KINDS, LlamaConfig
 from train.optimizer import SCHEDULES, adapter_optimizer
+from train.recipe import KIND
 
 _SUMMARY = "Train the adapter of a target model; the target stays frozen."
 _DETAILS = "Stopped or killed, the same command goes on from the newest checkpoint. docs/training.md has recipes."
@@ -34,6 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     layer = "target layers the draft model shares; several, as in 1,2,3, train an adapter each in one run"
     sixteenth = "a sixteenth of the target's, rounded up: 2 of 32, 3 of 40; joey 2"
     add("--exit-layer", "--exit-layers", type=_layers, metavar="L[,L...]", help=f"{layer} (default: {sixteenth})")
+    kinds = f"what the adapter is made of: {', '.join(ADAPTER_KINDS)}; several, with commas, are trained in one run"
+    add("--adapter", type=_kinds, default=(KIND,), metavar="KIND[,KIND...]", help=f"{kinds} (default: {KIND})")
     add("--gamma", type=int, help="draft length stored in the adapter's config (default: 6; joey 7)")
     add("--eta", type=float, help="confidence stored in the adapter's config (default: 0.6; joey 0.2)")
     add("--epochs", type=float, help="passes over the data (default: 10; of plain text, as many tokens as it has)")
@@ -77,6 +80,14 @@ def _layers(text: str) -> tuple[int, ...]:
         return tuple(sorted({int(word) for word in text.split(",")}))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of layers such as 2 or 1,2,3") from None
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    """Read "kangaroo,linear"; each once."""
+    names = tuple(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in names if name not in ADAPTER_KINDS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(ADAPTER_KINDS)}")
+    return names
 
 
 def make_optimizer(args: argparse.Namespace) -> optax.GradientTransformation:

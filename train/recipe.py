@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from kangaroo_jax.model import KangarooConfig, LlamaConfig
+from kangaroo_jax.model import AdapterConfig, KangarooConfig, LlamaConfig
 from train.data import Data
 
+KIND = AdapterConfig().kind
 WARMUP = 2000
 """Steps of the paper's warm-up; of a run of fewer than 20,000 steps, a tenth."""
 
@@ -70,5 +71,10 @@ def scheduled(args: argparse.Namespace, data: Data) -> argparse.Namespace:
 
 
 def drafts_of(args: argparse.Namespace) -> dict[str, KangarooConfig]:
-    """Return the draft models that are trained, by name: one for each exit layer."""
-    return {f"exit{layer}": KangarooConfig(layer, args.gamma, args.eta) for layer in args.exit_layer}
+    """Return the draft models that are trained, by name: one for each exit layer and kind of adapter."""
+    drafts = {}
+    for layer in args.exit_layer:
+        for kind in args.adapter:
+            name = f"exit{layer}" if args.adapter == (KIND,) else f"exit{layer}-{kind}"
+            drafts[name] = KangarooConfig(layer, args.gamma, args.eta, AdapterConfig(kind))
+    return drafts

@@ -50,6 +50,7 @@ def run_settings(args: argparse.Namespace, config: LlamaConfig, target: Any) -> 
         "dtype": target["norm"]["scale"].dtype.name,
         "betas": list(args.betas),
         "exit_layer": args.exit_layer[0] if len(args.exit_layer) == 1 else list(args.exit_layer),
+        "adapter": args.adapter[0] if len(args.adapter) == 1 else list(args.adapter),
         **{name: getattr(args, name) for name in names},
     }
 

@@ -78,10 +78,11 @@ def prepare(args: argparse.Namespace) -> Run:
     check_vacant(out, drafts)
     adapters = {}
     for name, draft in drafts.items():
-        adapters[name] = init_adapter(config, jax.random.key(args.seed))
         if args.init_adapter:
             given = args.init_adapter / name if len(drafts) > 1 else args.init_adapter
-            _, adapters[name] = load_adapter(given, config, "float32", draft.exit_layer)
+            drafts[name], adapters[name] = _given(given, config, draft)
+        else:
+            adapters[name] = init_adapter(config, jax.random.key(args.seed), draft.adapter, target)
     tokenizer = load_tokenizer(directory)
     data = read_data(args, config, tokenizer)
     args = scheduled(args, data)
@@ -91,6 +92,17 @@ def prepare(args: argparse.Namespace) -> Run:
     if jax.process_index() == 0:
         claim(run.workspace, settings)
     return run
+
+
+def _given(directory: Path, config: LlamaConfig, draft: KangarooConfig) -> tuple[KangarooConfig, Any]:
+    """Return the adapter to start from, and the draft model with what that computes: its rotary base stays its own."""
+    found, params = load_adapter(directory, config, "float32", draft.exit_layer)
+    if found.adapter.kind != draft.adapter.kind:
+        raise ValueError(
+            f"--init-adapter {directory} is of the kind {found.adapter.kind}, and --adapter is {draft.adapter.kind}; "
+            "pass the same kind"
+        )
+    return dataclasses.replace(draft, adapter=found.adapter), params
 
 
 def settle(args: argparse.Namespace, config: LlamaConfig) -> argparse.Namespace:
