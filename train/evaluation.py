@@ -10,10 +10,9 @@ import jax
 from kangaroo_jax import Params
 from train.best import MEASURE, Best
 from train.decoding import decoding_figures, held_out_prompts
+from train.metrics import SEEN
 from train.run import Run
 from train.step import make_eval_step, place, place_batch
-
-SEEN = "seen_tokens"
 
 
 def held_out_evaluation(loss: Callable[..., Any], target: Any, run: Run) -> Callable[[int, Any], dict[str, float]]:

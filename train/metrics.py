@@ -13,6 +13,8 @@ from typing import Any
 from kangaroo_jax.store.files import whole_file
 
 LOG = "log.jsonl"
+SEEN = "seen_tokens"
+"""The figure that says how many tokens have been trained on until a step, without padding."""
 
 
 class Recorder:

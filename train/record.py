@@ -18,9 +18,9 @@ from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import fingerprint
 from kangaroo_jax.store.files import read_json, write_json
 from train.corpus import TokenTexts
-from train.metrics import read_log
+from train.metrics import SEEN, read_log
 
-_PASSING = ("tokens", "grad_norm", "skipped", "tokens_per_second", "seen_tokens")  # Of a step, not of the adapter.
+_PASSING = ("tokens", "grad_norm", "skipped", "tokens_per_second", SEEN)  # Of a step, not of the adapter.
 
 
 def run_settings(args: argparse.Namespace, config: LlamaConfig, target: Any) -> dict[str, Any]:

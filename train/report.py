@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.metrics import LOG, read_log, require_libraries
+from train.metrics import LOG, SEEN, read_log, require_libraries
 
 PANELS = (
     ("cross-entropy, nats", ("loss", "held_out_loss")),
@@ -19,6 +20,15 @@ PANELS = (
 )
 
 
+GROWTH = (
+    ("expected acceptance, held-out text", ("held_out_acceptance",)),
+    ("tokens per round (decoding held-out prompts)", ("compression_rate",)),
+)
+_STEPS = "optimiser step"
+
+Curves = Mapping[str, Sequence[tuple[float, float]]]
+
+
 def draw(directory: Path) -> Path:
     """Draw ``report.png`` of the figures in a run's log, and return its path.
 
@@ -28,35 +38,68 @@ def draw(directory: Path) -> Path:
     curves = read_log(directory / LOG)
     if not curves:
         raise ValueError(f"{directory} has no {LOG} with figures; give the folder of a run, OUT-training")
-    panels = [(title, [name for name in names if name in curves]) for title, names in PANELS]
-    panels = [(title, names) for title, names in panels if names]
+    path = directory / "report.png"
+    _panels(curves, PANELS, path, directory.name)
+    return path
+
+
+def draw_growth(directory: Path, path: Path) -> None:
+    """Draw acceptance and compression rate of every adapter of a run over the tokens it has been trained on.
+
+    Raises:
+        ValueError: if the log has no such figures, or matplotlib is not installed.
+    """
+    curves = read_log(directory / LOG)
+    if not curves.get(SEEN):
+        raise ValueError(f"{directory} has no {LOG} with held-out figures; give the folder of a run, OUT-training")
+    step, tokens = curves[SEEN][-1]
+    millions = tokens / step / 1e6
+    scaled = {name: [(at * millions, value) for at, value in curve] for name, curve in curves.items()}
+    # Of several adapters the mean says little.
+    own = {name: curve for name, curve in scaled.items() if "/" in name} or scaled
+    _panels(own, GROWTH, path, None, "million training tokens")
+
+
+def _panels(
+    curves: Curves, panels: Sequence[tuple[str, Sequence[str]]], path: Path, title: str | None, across: str = _STEPS
+) -> None:
+    """Draw the curves of every panel, each adapter's own, too, and write the picture."""
+    own: dict[str, list[str]] = {}
+    for name in curves:
+        own.setdefault(name.rpartition("/")[2], []).append(name)
+    shown = [(heading, [name for key in names for name in own.get(key, [])]) for heading, names in panels]
+    shown = [(heading, names) for heading, names in shown if names]
     plt = _pyplot()
-    figure, axes = plt.subplots(-(-len(panels) // 2), 2, figsize=(11, 3.2 * -(-len(panels) // 2)), squeeze=False)
-    for axis, (title, names) in zip(axes.flat, panels, strict=False):
+    figure, axes = plt.subplots(-(-len(shown) // 2), 2, figsize=(11, 3.2 * -(-len(shown) // 2)), squeeze=False)
+    for axis, (heading, names) in zip(axes.flat, shown, strict=False):
         for name in names:
             steps, values = zip(*curves[name], strict=True)
             axis.plot(steps, values, label=name, marker="." if len(steps) < 30 else None)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("optimiser step")
+        axis.set_title(heading, fontsize=10)
+        axis.set_xlabel(across)
         axis.grid(alpha=0.3)
         if len(names) > 1:
             axis.legend(fontsize=8)
-    for axis in axes.flat[len(panels) :]:
+    for axis in axes.flat[len(shown) :]:
         axis.remove()
-    figure.suptitle(directory.name)
+    if title:
+        figure.suptitle(title)
     figure.tight_layout()
-    path = directory / "report.png"
     figure.savefig(path, dpi=120)
     plt.close(figure)
-    return path
 
 
 def main(argv: list[str] | None = None) -> int:
     """Draw the picture and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m train.report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run: OUT-training")
+    growth = "draw acceptance and compression rate over training tokens there, instead of all figures into RUN"
+    parser.add_argument("--growth", type=Path, metavar="FILE", help=f"{growth} (default: report.png in RUN)")
+    args = parser.parse_args(argv)
     try:
-        print(draw(parser.parse_args(argv).run))
+        if args.growth:
+            draw_growth(args.run, args.growth)
+        print(args.growth or draw(args.run))
     except (ValueError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 2

@@ -83,3 +83,17 @@ def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
     require_libraries()
     with pytest.raises(ValueError, match=r"training needs wandb, .*: pip install 'kangaroo-jax\[wandb\]'"):
         require_libraries("project")
+
+
+def test_growth_is_drawn_over_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, picture = tmp_path / "log.jsonl", tmp_path / "growth.png"
+    log.write_text('{"step": 1, "exit1/held_out_acceptance": 0.5}\n')
+    assert report.main([str(tmp_path), "--growth", str(picture)]) == 2 and not picture.exists()
+    assert "no log.jsonl with held-out figures" in capsys.readouterr().err
+    lines = [
+        {"step": step, "seen_tokens": step * 1000, "exit1/held_out_acceptance": 0.5, "exit2/compression_rate": 2.0}
+        for step in (10, 20)
+    ]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert report.main([str(tmp_path), "--growth", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG") and not (tmp_path / "report.png").exists()

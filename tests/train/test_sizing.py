@@ -1,0 +1,24 @@
+"""The table of what training takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from train.sizing import hours, main
+
+
+def test_time_follows_from_operations_and_rate() -> None:
+    assert hours(8 * 3600 * 1e12, 1e12, 1.0) == pytest.approx(1)
+    assert hours(8 * 3600 * 1e12, 1e12, 0.25) == pytest.approx(4)
+
+
+def test_a_line_for_every_target(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--targets", "tinyllama", "--rows", "1", "--length", "16", "--tokens", "2e9"])
+    header, rule, line = capsys.readouterr().out.splitlines()
+    cells = dict(zip(header.split(" | "), line.split(" | "), strict=True))
+    assert header.count("|") == rule.count("|") == line.count("|")
+    # 1.1 billion params in bf16; 2.1 of 16.8 million each in q and o, and two key/value heads' 0.5 million.
+    assert cells["target, GB"] == "2.2" and cells["adapter, GB"] == "0.1"
+    parts = [float(cells[name]) for name in ("target, GB", "adapter, GB", "temporary, GB")]
+    assert float(cells["sum, GB"]) == pytest.approx(sum(parts), abs=0.11)
+    assert float(cells["8 x V100, h"]) > float(cells["8 x A100, h"]) > 0
