@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from convert import adapter
-from kangaroo_jax.model import KangarooConfig, init_adapter
+from kangaroo_jax.model import ADAPTER_KINDS, AdapterConfig, KangarooConfig, init_adapter
 from kangaroo_jax.store import from_flax, load_adapter, read_config, save_adapter
 from kangaroo_jax.store.hf import stored_tensors, write_safetensors
 from kangaroo_jax.store.tables import ADAPTER
@@ -303,3 +303,27 @@ def test_torchs_form_is_torchs(tmp_path):
     write_torch(tmp_path / "a.bin", make_tensors(np.float32))
     file = TorchFile(tmp_path / "a.bin")
     same_tensors({name: file.get_tensor(name) for name in file.layouts}, load_file(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("kind", sorted(ADAPTER_KINDS.keys() - {"kangaroo"}))
+def test_another_kind_than_the_authors_is_not_exported(tmp_path, kind, capsys):
+    config, own = read_config(TARGET), AdapterConfig(kind)
+    params = init_adapter(config, jax.random.key(3), own)
+    save_adapter(tmp_path / "ours", config, KangarooConfig(2, adapter=own), params, {})
+    line = failed(capsys, "export", tmp_path / "ours", "--out", tmp_path / "out")
+    assert f"ours is of an adapter of kind '{kind}'; the authors' form holds 'kangaroo' alone" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_import_records_the_authors_base_and_there_and_back_it_stays(tmp_path):
+    target = TARGET.parent / "theta"
+    config = read_config(target)
+    given, ours, again = tmp_path / "given", tmp_path / "ours", tmp_path / "again"
+    tensors = {name: np.asarray(v) for name, v in from_flax(config, init_adapter(config, jax.random.key(3)), ADAPTER)}
+    make_theirs(given, tensors, **json.loads((target / "config.json").read_text()) | {"num_hidden_layers": 1})
+    argv = ("--target", str(target), "--out")
+    assert adapter.main(["import", str(given), "--exit-layer", "2", *argv, str(ours)]) == 0
+    assert json.loads((ours / "adapter_config.json").read_text())["rope_theta"] == 10000.0
+    assert adapter.main(["export", str(ours), *argv, str(again)]) == 0
+    drafts = [load_adapter(directory, config)[0] for directory in (ours, again)]
+    assert drafts == [KangarooConfig(2, adapter=AdapterConfig(rope_theta=10000.0))] * 2

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from kangaroo_jax import decode as dec
-from kangaroo_jax.model import LlamaConfig, forward, init_adapter, init_params
+from kangaroo_jax.model import AdapterConfig, LlamaConfig, forward, init_adapter, init_params
 
 CONFIG = LlamaConfig(
     vocab_size=61,
@@ -68,18 +68,18 @@ class Lab:
 
     prompts, new_tokens = PROMPTS, NEW_TOKENS
 
-    def __init__(self, config: LlamaConfig, exit_layer: int) -> None:
-        self.config, self.exit_layer = config, exit_layer
+    def __init__(self, config: LlamaConfig, exit_layer: int, adapter: AdapterConfig | None = None) -> None:
+        self.config, self.exit_layer, self.adapter = config, exit_layer, adapter or AdapterConfig()
         params = init_params(config, jax.random.key(2))
         # Larger than the initialisation's, so that the choice depends on the text and changes from token to token.
         target = jax.tree.map(lambda leaf: leaf * 20 if leaf.ndim == 2 else leaf, params)
-        self.weights = {"target": target, "adapter": init_adapter(config, jax.random.key(3))}
+        self.weights = {"target": target, "adapter": init_adapter(config, jax.random.key(3), self.adapter)}
         self._forward = jax.jit(lambda params, tokens: forward(config, params, tokens))
         self._texts: dict[Any, list[int]] = {}
 
     def spec(self, gamma: int, propose: Any = dec.propose) -> dec.DecodeSpec:
         exit_layer = self.exit_layer if gamma else self.config.num_hidden_layers
-        return dec.DecodeSpec(self.config, exit_layer, gamma, propose=propose)
+        return dec.DecodeSpec(self.config, exit_layer, gamma, self.adapter, propose=propose)
 
     @staticmethod
     def controls(eta: float, eos: Any = NO_EOS, sampling: tuple[float, int, float, float] = (1.0, 61, 1.0, 0.0)) -> Any:

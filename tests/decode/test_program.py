@@ -15,7 +15,7 @@ import pytest
 
 from kangaroo_jax import decode as dec
 from kangaroo_jax.compiled import OPTIONS, compiled, executables
-from kangaroo_jax.model import LlamaConfig, abstract_adapter, abstract_params
+from kangaroo_jax.model import AdapterConfig, LlamaConfig, abstract_adapter, abstract_params
 
 CONFIG = LlamaConfig(
     vocab_size=61,
@@ -115,6 +115,7 @@ class Case(NamedTuple):
     sample: bool = False
     family: str = "llama"
     sliding_window: int | None = None
+    adapter: str = "kangaroo"
 
 
 class Program(NamedTuple):
@@ -134,8 +135,9 @@ def build(case: Case) -> Program:
     config = dataclasses.replace(
         CONFIG, num_key_value_heads=kv_heads, model_type=case.family, sliding_window=case.sliding_window
     )
-    spec = dec.DecodeSpec(config, 2 if gamma else 4, gamma, sample=case.sample, truncate=case.sample)
-    weights = {"target": abstract_params(config), "adapter": abstract_adapter(config) if gamma else None}
+    adapter = AdapterConfig(case.adapter)
+    spec = dec.DecodeSpec(config, 2 if gamma else 4, gamma, adapter, sample=case.sample, truncate=case.sample)
+    weights = {"target": abstract_params(config), "adapter": abstract_adapter(config, adapter) if gamma else None}
     row = shape((batch,), jnp.int32)
     seed = shape((batch, 2), jnp.uint32)
     scalar = shape((), jnp.float32)
@@ -167,6 +169,9 @@ CASES = [
     Case("decode", 3, 3, 3, family="mistral", sliding_window=50),
     Case("decode", 3, 1, 1, family="qwen2"),
     Case("decode", 3, 3, 3, family="qwen3"),
+    Case("decode", 3, 3, 3, adapter="with-mlp"),
+    Case("decode", 3, 1, 1, adapter="linear"),
+    Case("decode", 3, 1, 3, adapter="own-head"),
 ]
 
 
@@ -177,6 +182,7 @@ CASES = [
         f"{case.part}-gamma{case.gamma}-batch{case.batch}-kv{case.kv_heads}"
         + "-sampled" * case.sample
         + f"-{case.family}" * (case.family != "llama")
+        + f"-{case.adapter}" * (case.adapter != "kangaroo")
     ),
 )
 def program(request: pytest.FixtureRequest) -> Program:

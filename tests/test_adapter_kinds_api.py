@@ -1,0 +1,48 @@
+"""Adapters of other kinds through the doors a user takes: load, generate, Chat."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import kangaroo_jax
+from kangaroo_jax.model import AdapterConfig, KangarooConfig, init_adapter
+from kangaroo_jax.store import read_config, save_adapter
+
+
+def load(model: Path, directory: Path, adapter: AdapterConfig) -> kangaroo_jax.Params:
+    """Save an adapter of this kind for the model, and load both."""
+    config = read_config(model)
+    params = jax.device_get(init_adapter(config, jax.random.key(6), adapter))
+    save_adapter(directory, config, KangarooConfig(1, 5, 0.3, adapter), params, {})
+    loaded = kangaroo_jax.load(model, adapter=directory)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded.adapter), params)
+    return loaded
+
+
+@pytest.mark.parametrize("adapter", [AdapterConfig("linear"), AdapterConfig("own-head", rope_theta=7.0)])
+def test_generate_writes_what_plain_decoding_does(tiny_model: Path, tmp_path: Path, adapter: AdapterConfig) -> None:
+    params = load(tiny_model, tmp_path / "adapter", adapter)
+    ours, plain = (
+        kangaroo_jax.generate(params, ["Hello", "A wallaby"], max_new_tokens=23, eta=0.0, method=method)
+        for method in ("kangaroo", "plain")
+    )
+    assert [out.token_ids for out in ours] == [out.token_ids for out in plain]
+    assert all(sum(out.stats.draft_lengths) > 0 for out in ours)
+
+
+def test_a_chat_keeps_its_caches_with_an_adapter_that_has_none(tiny_model: Path, tmp_path: Path) -> None:
+    params = load(tiny_model, tmp_path / "adapter", AdapterConfig("linear"))
+    config = dataclasses.replace(params.config, max_position_embeddings=401)
+    chats = [
+        kangaroo_jax.Chat(params.replace(config=config), max_new_tokens=7, method=method)
+        for method in ("kangaroo", "plain")
+    ]
+    for text in ("Hello", "And a wallaby?"):
+        ours, plain = (chat.send(text) for chat in chats)
+        assert ours.token_ids == plain.token_ids
+    assert ours.stats.prefilled_tokens < ours.stats.prompt_tokens
