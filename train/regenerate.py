@@ -1,0 +1,228 @@
+"""Let the target write the replies itself: data for its adapter in the target's own words.
+
+    python -m train.regenerate --model vicuna-7b --data ShareGPT.json --out self.jsonl
+    python -m train.adapter    --model vicuna-7b --data self.jsonl
+
+The questions of a conversation stay, and every reply is written anew, turn after turn; a text is continued after its
+beginning. Rows keep their form. Stopped or killed, the same command goes on. docs/training.md says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import hashlib
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+
+import kangaroo_jax
+from kangaroo_jax.checks import integer, real
+from kangaroo_jax.options import Options, Plan, plan
+from kangaroo_jax.store import EMBEDDED, fingerprint, resolve
+from kangaroo_jax.store.files import check_vacant, whole_file
+from train.conversation import EXPECTED
+from train.corpus import split_sources, standard_library
+from train.journal import Journal, claimed
+from train.loop import Terminated, deferred_stops
+from train.record import source_name
+from train.render import find_template
+from train.replies import Totals, Writer
+from train.rows import BadRows
+from train.turns import COMPLETE, Row, beginning, in_their_form, read_rows
+
+_SAMPLING = ("temperature", "top_k", "top_p", "seed")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.regenerate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="target: joey, an alias, or a Hugging Face or converted directory")
+    data = "folders (.py .txt .md .jsonl .parquet), files (.json, too) or hub ids OWNER/NAME[:SPLIT]; tables have text"
+    library = "default: for joey, the training side of the standard library"
+    add("--data", nargs="+", metavar="PATH", help=f"{data} or conversations ({library})")
+    add("--data-rows", type=int, metavar="N", help="read no more rows of each table (default: all)")
+    add("--chat-template", type=Path, metavar="FILE", help="Jinja, for conversations (default: the model's own)")
+    add("--out", type=Path, required=True, metavar="FILE", help=".jsonl file to write; FILE.partial until it is done")
+    add("--force", action="store_true", help="replace a file that is already there (default: refuse)")
+    add("--prompt-tokens", type=int, default=128, metavar="N", help="of a text that are kept (default: %(default)s)")
+    add("--max-new-tokens", type=int, default=512, metavar="N", help="limit of a reply (default: %(default)s)")
+    add("--batch-size", type=int, default=16, metavar="N", help="replies written at a time (default: %(default)s)")
+    add("--dtype", choices=("float32", "bfloat16"), help="of the weights (default: float32 on a CPU, else bfloat16)")
+    add("--adapter", type=Path, metavar="DIR", help="adapter to draft with (default: the model's own, if it has one)")
+    layer = "layer the adapter was trained after, where it does not say it"
+    add("--exit-layer", type=int, metavar="N", help=f"{layer} (default: as it says)")
+    add("--plain", action="store_true", help="draft nothing (default: draft if there is an adapter)")
+    add("--gamma", type=int, metavar="N", help="most tokens drafted in a round (default: the adapter's)")
+    add("--eta", type=float, metavar="P", help="confidence below which drafting stops (default: the adapter's)")
+    add = parser.add_argument_group("sampling", "Tokens are drawn at random if any of these is given.").add_argument
+    add("--temperature", type=float, metavar="T", help=f"divides the logits (default: {Options.temperature:g})")
+    add("--top-k", type=int, metavar="N", help=f"only the N likeliest tokens, 0 for all (default: {Options.top_k})")
+    top_p = "only the likeliest tokens that sum to P"
+    add("--top-p", type=float, metavar="P", help=f"{top_p} (default: {Options.top_p:g})")
+    add("--seed", type=int, metavar="N", help="a reply is a function of it, the row and the turn (default: 0)")
+    return parser
+
+
+def regenerate(args: argparse.Namespace) -> str:
+    """Write the file that the options describe, and return what was done as lines of text.
+
+    Raises:
+        ValueError: in one line, if something asked for cannot be.
+        KeyboardInterrupt: after Ctrl-C, with all finished batches kept.
+        Terminated: likewise after SIGTERM.
+    """
+    rows, bad = _rows(args)
+    template = args.chat_template.read_text() if args.chat_template else None
+    params = kangaroo_jax.load(args.model, adapter=args.adapter, exit_layer=args.exit_layer, dtype=args.dtype)
+    checked = plan(params, _options(args, params))
+    for row in rows:
+        row.text = beginning(row.text, params.tokenizer, args.prompt_tokens) if row.messages is None else ""
+    if rows and rows[0].messages is not None:
+        find_template(params.tokenizer, params.name, template)
+    journal = Journal(partial_of(args.out), settings_of(args, params, checked, rows, template))
+    writer = Writer(params, checked, rows, journal, template)
+    with deferred_stops() as stops:
+        writer.run(args.batch_size, lambda: _heed(stops))
+        written = [row for row in rows if row.replies]
+        for row in rows:
+            if not row.replies:
+                bad.add(row.place, str(row.ended))
+        if not written:
+            _nothing(args, bad)
+        with whole_file(args.out) as staged, staged.open("w", encoding="utf-8") as file:
+            for line in in_their_form(rows, args.data or (), args.data_rows):
+                file.write(json.dumps(line, default=str) + "\n")
+    journal.path.unlink()
+    return summary(args, written, bad, writer.totals)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raise ValueError in one line if an option makes no sense or the file is there; before anything is loaded."""
+    for name, least in (("data_rows", 1), ("prompt_tokens", 1), ("max_new_tokens", 1), ("batch_size", 1), ("gamma", 1)):
+        if (value := getattr(args, name)) is not None:
+            integer(f"--{name.replace('_', '-')}", value, least)
+    for name in ("top_k", "seed"):
+        if (value := getattr(args, name)) is not None:
+            integer(f"--{name.replace('_', '-')}", value, 0)
+    for name, most in (("eta", None), ("temperature", None), ("top_p", 1)):
+        if (value := getattr(args, name)) is not None:
+            real(f"--{name.replace('_', '-')}", value, "0 or more" if most is None else "a share from 0 to 1", 0, most)
+    if args.out.suffix != ".jsonl":
+        raise ValueError(f"--out {args.out} does not end in .jsonl, by which its form is known; pass another name")
+    check_vacant(args.out, args.force)
+    if args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a folder; pass the name of a file")
+    if not args.data and args.model not in EMBEDDED:
+        raise ValueError(f"--data is missing; pass text or conversations for {args.model}: folders, files or hub ids")
+    resolve(args.model)
+
+
+def partial_of(out: Path) -> Path:
+    """Return where finished replies are kept until all are there."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def settings_of(
+    args: argparse.Namespace, params: kangaroo_jax.Params, checked: Plan, rows: Sequence[Row], template: str | None
+) -> dict[str, Any]:
+    """Return what decides the replies; the batch size does not, so a run that lacks memory can go on with another."""
+    asked = [row.text if row.messages is None else row.messages for row in rows]
+    drawn = checked.controls.sampling if checked.spec.sample else None
+    return {
+        "target": fingerprint(params.config),
+        "target_weights": _digest(params.target),
+        "dtype": params.target["norm"]["scale"].dtype.name,
+        "data": [source_name(name) for name in args.data] if args.data else ["standard library"],
+        "data_rows": args.data_rows,
+        "text": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
+        "prompt_tokens": args.prompt_tokens,
+        "chat_template": template and hashlib.sha256(template.encode()).hexdigest()[:16],
+        "max_new_tokens": args.max_new_tokens,
+        "method": checked.method,
+        "gamma": checked.spec.gamma,
+        "eta": checked.eta,
+        "exit_layer": checked.spec.exit_layer,
+        "adapter_weights": _digest(params.adapter) if checked.spec.gamma else None,
+        "sampling": drawn and {name: float(getattr(drawn, name)) for name in ("temperature", "top_k", "top_p")},
+        "seed": checked.seed if drawn else None,
+    }
+
+
+def summary(args: argparse.Namespace, written: Sequence[Row], bad: BadRows, totals: Totals) -> str:
+    """Return what was written and what was not, as lines of text."""
+    rate = "" if totals.rounds == 0 else f", compression rate {totals.compression_rate:.2f}"
+    lines = [
+        f"{len(written):,} rows written to {args.out}: {totals.replies:,} replies, {totals.tokens:,} tokens, "
+        f"{totals.speed:,.0f} tokens/s{rate}"
+    ]
+    shortened = collections.Counter(row.ended for row in written if row.ended != COMPLETE)
+    lines += [f"{count:,} rows end early: {reason}" for reason, count in shortened.most_common()]
+    return "\n".join([*lines, *([str(bad)] if bad.counts else [])])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write (or go on with) the file that the options describe."""
+    args = build_parser().parse_args(argv)
+    try:
+        check_options(args)
+        with claimed(partial_of(args.out)):
+            print(regenerate(args))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last batch", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Terminated:
+        print("terminated, finished batches are kept; the same command goes on from there", file=sys.stderr)
+        raise SystemExit(0) from None
+
+
+def _rows(args: argparse.Namespace) -> tuple[list[Row], BadRows]:
+    if args.data:
+        rows, bad = read_rows(args.data, args.data_rows)
+    else:
+        files = split_sources([standard_library()])[0][: args.data_rows]
+        rows, bad = [Row(file.name, text=file.data.decode()) for file in files], BadRows()
+    bad.seen = max(bad.seen, len(rows) + bad.counts.total())  # Text files are no rows of a table.
+    if not rows:
+        _nothing(args, bad)
+    return rows, bad
+
+
+def _nothing(args: argparse.Namespace, bad: BadRows) -> NoReturn:
+    raise ValueError(f"no usable row in --data {' '.join(args.data or [])}: {bad}; needed are {EXPECTED}")
+
+
+def _options(args: argparse.Namespace, params: kangaroo_jax.Params) -> Options:
+    sampling = {name: value for name in _SAMPLING if (value := getattr(args, name)) is not None}
+    drawn = {"do_sample": True, "seed": 0, **sampling} if sampling else {}
+    method = "plain" if args.plain or params.draft is None else "kangaroo"
+    return Options(max_new_tokens=args.max_new_tokens, gamma=args.gamma, eta=args.eta, method=method, **drawn)
+
+
+def _digest(tree: Any) -> str:
+    """Return a short name of weights, by their first rows."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(np.asarray(leaf[:1]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _heed(stops: Sequence[int]) -> None:
+    """Raise what the first of the signals asks for."""
+    if stops:
+        raise KeyboardInterrupt if stops[0] == signal.SIGINT else Terminated
+
+
+if __name__ == "__main__":
+    main()
