@@ -25,9 +25,6 @@ _PASSING = ("tokens", "grad_norm", "skipped", "tokens_per_second", SEEN)  # Of a
 
 def run_settings(args: argparse.Namespace, config: LlamaConfig, target: Any) -> dict[str, Any]:
     """Return what decides the course of a run: target, text and options; more steps may be asked for later."""
-    weights = hashlib.sha256()
-    for leaf in jax.tree.leaves(target):  # The fingerprint knows shapes alone; first rows tell weights apart.
-        weights.update(np.asarray(leaf[:1]).tobytes())
     names = (
         "batch_size",
         "length",
@@ -43,7 +40,7 @@ def run_settings(args: argparse.Namespace, config: LlamaConfig, target: Any) -> 
     )
     return {
         "target": fingerprint(config),
-        "target_weights": weights.hexdigest()[:16],
+        "target_weights": weights_digest(target),
         "data": [source_name(name) for name in args.data] if args.data else ["standard library"],
         "chat_template": args.chat_template.resolve().name if args.chat_template else None,
         "init_adapter": args.init_adapter.resolve().name if args.init_adapter else None,
@@ -53,6 +50,14 @@ def run_settings(args: argparse.Namespace, config: LlamaConfig, target: Any) -> 
         "adapter": args.adapter[0] if len(args.adapter) == 1 else list(args.adapter),
         **{name: getattr(args, name) for name in names},
     }
+
+
+def weights_digest(tree: Any) -> str:
+    """Return a short name of weights, by their first rows: a fingerprint of a config knows shapes alone."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(np.asarray(leaf[:1]).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def source_name(name: str) -> str:

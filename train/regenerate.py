@@ -19,9 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jax
-import numpy as np
-
 import kangaroo_jax
 from kangaroo_jax.checks import integer, real
 from kangaroo_jax.options import Options, Plan, plan
@@ -31,7 +28,7 @@ from train.conversation import EXPECTED
 from train.corpus import split_sources, standard_library
 from train.journal import Journal, claimed
 from train.loop import Terminated, deferred_stops
-from train.record import source_name
+from train.record import source_name, weights_digest
 from train.render import find_template
 from train.replies import Totals, Writer
 from train.rows import BadRows
@@ -140,7 +137,7 @@ def settings_of(
     drawn = checked.controls.sampling if checked.spec.sample else None
     return {
         "target": fingerprint(params.config),
-        "target_weights": _digest(params.target),
+        "target_weights": weights_digest(params.target),
         "dtype": params.target["norm"]["scale"].dtype.name,
         "data": [source_name(name) for name in args.data] if args.data else ["standard library"],
         "data_rows": args.data_rows,
@@ -152,7 +149,7 @@ def settings_of(
         "gamma": checked.spec.gamma,
         "eta": checked.eta,
         "exit_layer": checked.spec.exit_layer,
-        "adapter_weights": _digest(params.adapter) if checked.spec.gamma else None,
+        "adapter_weights": weights_digest(params.adapter) if checked.spec.gamma else None,
         "sampling": drawn and {name: float(getattr(drawn, name)) for name in ("temperature", "top_k", "top_p")},
         "seed": checked.seed if drawn else None,
     }
@@ -208,14 +205,6 @@ def _options(args: argparse.Namespace, params: kangaroo_jax.Params) -> Options:
     drawn = {"do_sample": True, "seed": 0, **sampling} if sampling else {}
     method = "plain" if args.plain or params.draft is None else "kangaroo"
     return Options(max_new_tokens=args.max_new_tokens, gamma=args.gamma, eta=args.eta, method=method, **drawn)
-
-
-def _digest(tree: Any) -> str:
-    """Return a short name of weights, by their first rows."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        digest.update(np.asarray(leaf[:1]).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _heed(stops: Sequence[int]) -> None:
