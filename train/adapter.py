@@ -7,13 +7,15 @@ resumes from the newest checkpoint. ``docs/training.md`` has recipes and their f
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
 from kangaroo_jax.store import read_config, resolve, save_adapter
+from kangaroo_jax.store.files import first_line
 from kangaroo_jax.text import load_tokenizer
 from train.best import MEASURE
 from train.data import Data
@@ -23,7 +25,7 @@ from train.loss import joint_loss
 from train.metrics import LOG
 from train.optimizer import each_alone
 from train.options import build_parser, make_optimizer
-from train.record import figures_at, provenance
+from train.record import claimed, figures_at, provenance
 from train.render import show_mask
 from train.report import draw
 from train.run import Run, prepare, read_data, settle
@@ -110,9 +112,17 @@ def main(argv: list[str] | None = None) -> None:
         _join(args)
         if args.show_mask:
             return show(args)
-        train(prepare(args), words)
+        run = prepare(args)
+        with claimed(run.workspace, run.settings):
+            train(run, words)
     except (FloatingPointError, ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+        _fail(f"error: {error}", error)
+    except RuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        reason = first_line(RuntimeError(str(error).rpartition("dispatching computation: ")[2]))
+        advice = "has one of them ended? Stop all, and the same commands go on from the last checkpoint"
+        _fail(f"error: a step over several processes failed ({reason}); {advice}", error)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None
@@ -127,10 +137,20 @@ def _join(args: argparse.Namespace) -> None:
         if args.processes is not None or args.process is not None:
             raise ValueError("--processes and --process are for several processes; pass --coordinator HOST:PORT, too")
         return
-    if args.shard_target > 1:
-        raise ValueError(f"--shard-target is {args.shard_target}; over several processes each device holds the target")
     address = None if args.coordinator == "auto" else args.coordinator
     jax.distributed.initialize(address, args.processes, args.process)
+
+
+def _fail(message: str, error: Exception) -> NoReturn:
+    """End with a message.
+
+    One of several processes ends at once: JAX would first wait minutes for the others, which wait for this one.
+    """
+    if not jax.distributed.is_initialized():
+        raise SystemExit(message) from error
+    print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)
 
 
 def _description(run: Run) -> str:

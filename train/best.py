@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,10 +31,7 @@ class Best:
             figures: have ``compression_rate``, and go into the record.
         """
         record = self._record()
-        if record is not None and record["step"] >= step:
-            shutil.rmtree(self.folder)
-            record = None
-        if record is None or figures[MEASURE] > record[MEASURE]:
+        if record is None or record["step"] >= step or figures[MEASURE] > record[MEASURE]:
             save_adapter(self.folder, self._config, self._draft, params, {"step": step, **figures})
 
     def read(self) -> tuple[int, Any] | None:

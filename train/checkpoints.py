@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from kangaroo_jax.store.failures import await_orbax, quiet_orbax, system_error
 from kangaroo_jax.store.files import first_line
+
+CHECKPOINTS = "checkpoints"
+"""Their folder in that of a run."""
 
 
 class Checkpoints:
@@ -24,14 +29,19 @@ class Checkpoints:
         Args:
             directory: of the checkpoints.
             keep: how many are kept.
+
+        Raises:
+            OSError: if the folder cannot be made.
         """
         self._directory = directory.absolute()
         self._writes = jax.process_index() == 0
         self._manager: ocp.CheckpointManager | None = None
+        self._quiet = contextlib.ExitStack()
         if self._writes:
             alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
             options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, multiprocessing_options=alone)
             self._directory.mkdir(parents=True, exist_ok=True)
+            self._quiet.enter_context(quiet_orbax())  # Until the end: a failure in the background is told at any time.
             self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def newest(self) -> int:
@@ -63,14 +73,35 @@ class Checkpoints:
         return self._everywhere(state)
 
     def save(self, step: int, state: Any) -> None:
-        """Start to write a state; an earlier one that is still being written is waited for."""
+        """Start to write a state; an earlier one that is still being written is waited for.
+
+        Raises:
+            OSError: if the earlier one could not be written, or this one not begun.
+        """
         if self._manager is not None:
-            self._manager.save(step, args=ocp.args.StandardSave(jax.device_get(state)), force=True)
+            try:
+                self._manager.save(step, args=ocp.args.StandardSave(jax.device_get(state)), force=True)
+            except Exception as error:  # As above.
+                self._failed(error)
 
     def close(self) -> None:
-        """Wait until all is written."""
-        if self._manager is not None:
-            self._manager.close()
+        """Wait until all is written.
+
+        Raises:
+            OSError: if it could not be.
+        """
+        with self._quiet:
+            if self._manager is not None:
+                try:
+                    self._manager.close()
+                except Exception as error:  # As above.
+                    self._failed(error)
+
+    def _failed(self, error: Exception) -> NoReturn:
+        await_orbax()
+        if reason := system_error(error):
+            raise OSError(reason.errno, reason.strerror, str(self._directory)) from error
+        raise OSError(f"writing {self._directory} failed ({first_line(error)})") from error
 
     def _everywhere(self, tree: Any) -> Any:
         return multihost_utils.broadcast_one_to_all(tree) if jax.process_count() > 1 else tree

@@ -12,7 +12,7 @@ from train.best import MEASURE, Best
 from train.decoding import decoding_figures, held_out_prompts
 from train.metrics import SEEN
 from train.run import Run
-from train.step import make_eval_step, place, place_batch
+from train.step import make_eval_step, one_copy, place, place_batch
 
 
 def held_out_evaluation(loss: Callable[..., Any], target: Any, run: Run) -> Callable[[int, Any], dict[str, float]]:
@@ -47,8 +47,12 @@ class Decoding:
             name: Best(folder / name if several else folder, run.config, draft) for name, draft in run.drafts.items()
         }
         self._run, self._writes = run, writes
-        # One device decodes; its share of a replicated target is all of it.
-        self._target = target if run.mesh else jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, target)
+        # One device decodes, or those that share a copy; the share of one of a replicated target is all of it.
+        self._mesh = None
+        if run.mesh:
+            self._target, self._mesh = one_copy(target, run.mesh)
+        else:
+            self._target = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, target)
         count = run.options.decode_prompts
         batches = run.data.whole_held_out_batches(-(-count // run.data.held_out.shape.rows))
         self._prompts = held_out_prompts(batches, count)
@@ -67,7 +71,7 @@ class Decoding:
         run, dtype = self._run, self._target["norm"]["scale"].dtype
         host = jax.device_get(params)
         adapter = jax.tree.map(lambda leaf: leaf.astype(dtype), host)
-        adapter = place(adapter, run.mesh) if run.mesh else jax.device_put(adapter)
+        adapter = place(adapter, self._mesh) if self._mesh else jax.device_put(adapter)
         loaded = Params(self._target, adapter, run.config, run.drafts[name], run.tokenizer, run.name)
         figures = decoding_figures(loaded, self._prompts)
         self.best[name].offer(step, host, figures)

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from train.checkpoints import Checkpoints
+from train.checkpoints import CHECKPOINTS, Checkpoints
 from train.metrics import Recorder
 from train.step import TrainState, check_skipped, place, place_batch
 
@@ -112,7 +112,7 @@ def fit(
         KeyboardInterrupt: after Ctrl-C, at the end of the step in progress, with a checkpoint saved.
         Terminated: likewise after SIGTERM.
     """
-    checkpoints = Checkpoints(directory / "checkpoints", keep)
+    checkpoints = Checkpoints(directory / CHECKPOINTS, keep)
     with contextlib.closing(checkpoints), deferred_stops() as stops:
         state = checkpoints.restore(state)
         first = int(state.step)

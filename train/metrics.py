@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,15 +42,14 @@ class Recorder:
         directory.mkdir(parents=True, exist_ok=True)
         self._log = directory / LOG
         _drop_after(self._log, step)
-        self._board = _tensorboard(directory / "tensorboard", step)
+        self._board = _Board(directory / "tensorboard", step)
         self._wandb = None if wandb is None else _start_wandb(directory, wandb, settings)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Write figures of one step; names go to all places as they are."""
         with self._log.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **figures}) + "\n")
-        for name, value in figures.items():
-            self._board.add_scalar(name, value, step)
+        self._board.write(step, figures)
         if self._wandb is not None:
             self._wandb.log(dict(figures), step=step)
 
@@ -58,6 +58,38 @@ class Recorder:
         self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+class _Board:
+    """TensorBoard's file, written in this thread.
+
+    tensorboardX's own writer has a thread; when a full disk ends that, its queue fills and the caller waits for ever.
+    """
+
+    _EVERY = 10.0  # Seconds between two flushes, which wait for the disk.
+
+    def __init__(self, directory: Path, step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        self._event, self._summary = event_pb2, summary_pb2
+        directory.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(directory / "events"))
+        self._flushed = 0.0
+        if step:  # TensorBoard drops what a killed run has written of later steps.
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start))
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        values = [self._summary.Summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
+        summary = self._summary.Summary(value=values)
+        self._writer.write_event(self._event.Event(wall_time=time.time(), step=step, summary=summary))
+        if time.monotonic() - self._flushed > self._EVERY:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def read_log(log: Path) -> dict[str, list[tuple[int, float]]]:
@@ -72,13 +104,15 @@ def read_log(log: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def _records(log: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log; one that a kill has cut short is left out."""
+    """Return the lines of a log; what a kill or a crash of the machine has cut short or garbled is left out."""
     records = []
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
+    for line in log.read_bytes().splitlines() if log.is_file() else []:
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
     return records
 
 
@@ -94,12 +128,6 @@ def require_libraries(wandb: str | None = None) -> None:
         if needed and importlib.util.find_spec(name) is None:
             extra = "wandb" if name == "wandb" else "train"
             raise ValueError(f"training needs {name}, which is not installed: pip install 'kangaroo-jax[{extra}]'")
-
-
-def _tensorboard(directory: Path, step: int) -> Any:
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(directory), purge_step=step + 1 if step else None)
 
 
 def _start_wandb(directory: Path, project: str, settings: Any) -> Any:

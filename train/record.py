@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import hashlib
 import importlib.metadata
+import os
 import shlex
+import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +20,13 @@ import numpy as np
 
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import fingerprint
-from kangaroo_jax.store.files import read_json, write_json
+from kangaroo_jax.store.failures import system_error
+from kangaroo_jax.store.files import locked, read_json, write_json
+from train.checkpoints import CHECKPOINTS
 from train.corpus import TokenTexts
 from train.metrics import SEEN, read_log
 
+_SETTINGS = "settings.json"
 _PASSING = ("tokens", "grad_norm", "skipped", "tokens_per_second", SEEN)  # Of a step, not of the adapter.
 
 
@@ -74,22 +81,79 @@ def text_digest(texts: TokenTexts) -> str:
     return digest.hexdigest()[:16]
 
 
-def claim(workspace: Path, settings: dict[str, Any]) -> None:
-    """Write a run's settings into its workspace, or check that the checkpoints found there are of the same run.
+@contextlib.contextmanager
+def claimed(workspace: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """Hold a run's workspace while the block trains in it, so that no other run and no other process writes there.
+
+    Only the first of several processes writes, and holds it.
 
     Raises:
-        ValueError: if they are of another run.
+        ValueError: if it is of another run, in use, or cannot be made.
+        OSError: in one line, if the block cannot write: where, why, and from which step the same command goes on.
     """
-    path = workspace / "settings.json"
-    if path.exists() and any(item.name.isdigit() for item in (workspace / "checkpoints").glob("*")):
-        found = read_json(path, "delete that folder to start anew")
-        for name, value in settings.items():
-            if found.get(name) != value:
-                raise ValueError(
-                    f"{workspace} holds a run with {name} {found.get(name)!r}, not {value!r}; "
-                    "pass another --out, or delete that folder to start anew"
-                )
-    write_json(path, settings)
+    if jax.process_index():
+        yield
+        return
+    try:
+        workspace.mkdir(parents=True, exist_ok=True)
+        lock = locked(workspace / ".lock", f"another process trains in {workspace}; wait for it, or pass another --out")
+        with lock:
+            _remove_leftovers(workspace)
+            _check_same_run(workspace, settings)
+            write_json(workspace / _SETTINGS, settings)
+            yield
+    except ValueError:  # It says in its own words what is wrong.
+        raise
+    except Exception as error:
+        if (reason := system_error(error)) is None:
+            raise
+        raise OSError(_refusal(workspace, reason)) from error
+
+
+def check_writable(workspace: Path) -> None:
+    """Raise ValueError if a folder can be seen to be one that cannot be written; for a look before long work."""
+    place = workspace.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"{place} is {'not writable' if place.is_dir() else 'a file'}; pass another --out")
+
+
+def _refusal(workspace: Path, reason: OSError) -> str:
+    """Return what to say of a write that the system refused."""
+    steps = _steps(workspace)
+    if reason.errno in (errno.ENOSPC, errno.EDQUOT):
+        fix = "free some"
+    elif reason.errno == errno.EFBIG:
+        fix = "raise the limit (ulimit -f)"
+    else:
+        fix = "make it writable, or pass another --out" if not steps else "make it writable"
+    then = f"goes on from step {max(steps)}" if steps else "starts anew"
+    where = reason.filename or workspace
+    return f"{where} cannot be written: {str(reason.strerror).lower()}; {fix}, and the same command {then}"
+
+
+def _steps(workspace: Path) -> list[int]:
+    """Return the steps of the checkpoints; Orbax gives one its name when all of it is written."""
+    return [int(item.name) for item in (workspace / CHECKPOINTS).glob("*") if item.name.isdigit()]
+
+
+def _check_same_run(workspace: Path, settings: dict[str, Any]) -> None:
+    if not _steps(workspace):
+        return
+    found = read_json(workspace / _SETTINGS, "pass another --out, or delete that folder to start anew")
+    for name, value in settings.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"{workspace} holds a run with {name} {found.get(name)!r}, not {value!r}; "
+                "pass another --out, or delete that folder to start anew"
+            )
+
+
+def _remove_leftovers(workspace: Path) -> None:
+    """Remove what killed processes were about to write: files and folders are renamed once they are whole."""
+    for item in [*workspace.glob(".?*-*"), *workspace.glob("best/.?*-*")]:
+        shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 
 def figures_at(log: Path, step: int) -> dict[str, float]:

@@ -22,8 +22,8 @@ from train.data import Data, load_data, text_data
 from train.metrics import require_libraries
 from train.options import check_against_target, check_numbers
 from train.recipe import drafts_of, scheduled, settled
-from train.record import claim, run_settings
-from train.step import target_mesh
+from train.record import check_writable, run_settings
+from train.step import one_copy, target_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Run:
 
 
 def prepare(args: argparse.Namespace) -> Run:
-    """Check the options, load target and text, and claim the run's folder.
+    """Check the options, load target and text.
 
     Raises:
         ValueError: in one line, if something asked for cannot be.
@@ -74,6 +74,7 @@ def prepare(args: argparse.Namespace) -> Run:
     drafts = drafts_of(args)
     mesh = target_mesh(args.shard_target) if args.shard_target > 1 else None
     config, target, directory = load_target(args.model, args.dtype, target_sharding(mesh) if mesh else None)
+    own = one_copy(target, mesh)[0] if mesh else target  # What this process can read of it.
     out = args.out or (Path("runs/joey-adapter") if args.model in EMBEDDED else directory / "adapter")
     check_vacant(out, drafts)
     adapters = {}
@@ -82,15 +83,14 @@ def prepare(args: argparse.Namespace) -> Run:
             given = args.init_adapter / name if len(drafts) > 1 else args.init_adapter
             drafts[name], adapters[name] = _given(given, config, draft)
         else:
-            adapters[name] = init_adapter(config, jax.random.key(args.seed), draft.adapter, target)
+            adapters[name] = init_adapter(config, jax.random.key(args.seed), draft.adapter, own)
     tokenizer = load_tokenizer(directory)
     data = read_data(args, config, tokenizer)
     args = scheduled(args, data)
-    settings = run_settings(args, config, target) | {"training_tokens": data.tokens.all, "text": data.digest}
+    settings = run_settings(args, config, own) | {"training_tokens": data.tokens.all, "text": data.digest}
     name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model  # Paths are of one machine.
     run = Run(name, config, target, mesh, tokenizer, drafts, adapters, data, out, args, settings)
-    if jax.process_index() == 0:
-        claim(run.workspace, settings)
+    check_writable(run.workspace)
     return run
 
 

@@ -117,13 +117,23 @@ def make_eval_step(loss_fn: LossFn, mesh: Mesh | None = None) -> Callable[[Tree,
 def target_mesh(parts: int) -> Mesh:
     """Return a mesh ``("data", "model")`` of all devices in which ``parts`` of them share one copy of the target.
 
+    Of several processes each has whole copies: "model" never crosses from one to another.
+
     Raises:
         ValueError: if the devices do not divide so.
     """
     devices = jax.device_count()
+    if jax.process_count() > 1 and jax.local_device_count() % parts:
+        raise ValueError(
+            f"a target in {parts} parts on the {jax.local_device_count()} devices of a process; use a number that "
+            f"divides {jax.local_device_count()}"
+        )
     if parts < 1 or devices % parts:
         raise ValueError(f"a target in {parts} parts on {devices} devices; use a number that divides {devices}")
-    return jax.make_mesh((devices // parts, parts), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+    shape, names, types = (devices // parts, parts), ("data", "model"), (AxisType.Auto, AxisType.Auto)
+    if jax.process_count() > 1:
+        return Mesh(np.array(jax.devices()).reshape(shape), names, axis_types=types)  # The processes' one by one.
+    return jax.make_mesh(shape, names, axis_types=types)
 
 
 def place(tree: Tree, mesh: Mesh | None = None) -> Tree:
@@ -133,13 +143,33 @@ def place(tree: Tree, mesh: Mesh | None = None) -> Tree:
 
 
 def place_batch(batch: Tree, mesh: Mesh | None = None) -> Tree:
-    """Split the rows of every ``[rows, ...]`` leaf for a step: over the devices, or over the "data" of a mesh.
+    """Split this process's rows of every ``[rows, ...]`` leaf for a step: over its devices, or its "data" of a mesh.
 
     Raises:
         ValueError: if the rows do not divide evenly.
     """
-    split = split_devices(batch, mesh.shape["data"] if mesh else jax.local_device_count())
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data"))) if mesh else split
+    if mesh is None:
+        return split_devices(batch, jax.local_device_count())
+    split_devices(batch, max(mesh.shape["data"] // jax.process_count(), 1))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(rows, leaf), batch)
+
+
+def one_copy(tree: Tree, mesh: Mesh) -> tuple[Tree, Mesh]:
+    """Return a tree on the devices of this process that share a copy of the target, without copying, and their mesh.
+
+    For what one process computes alone.
+    """
+    row = next(row for row in mesh.devices if all(device.process_index == jax.process_index() for device in row))
+    own = Mesh(row[None], mesh.axis_names, axis_types=mesh.axis_types)
+
+    def take(leaf: jax.Array) -> jax.Array:
+        shards = {shard.device: shard.data for shard in leaf.addressable_shards}
+        assert isinstance(leaf.sharding, NamedSharding)
+        sharding = NamedSharding(own, leaf.sharding.spec)
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, [shards[device] for device in row])
+
+    return jax.tree.map(take, tree), own
 
 
 def split_devices(batch: Tree, devices: int) -> Tree:

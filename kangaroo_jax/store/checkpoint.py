@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import math
 import os
 import shutil
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import jax
 import numpy as np
 
 from kangaroo_jax.model import LlamaConfig, abstract_params
+from kangaroo_jax.store.failures import quiet_orbax
 from kangaroo_jax.store.files import first_line, held_interrupts, read_json, whole_directory, write_json
 from kangaroo_jax.store.hf import as_dtype
 from kangaroo_jax.store.mapping import Params, check_shapes, common_dtype, flatten, unflatten
@@ -71,7 +69,7 @@ class ParamsWriter:
 
             self._record({"finishing": True})
             try:
-                with _quiet():
+                with quiet_orbax():
                     v1.partial.finalize(self.folder / "params")
             except Exception as error:
                 raise OSError(f"finishing {self.folder} failed ({first_line(error)})") from error
@@ -90,7 +88,7 @@ class ParamsWriter:
 
             # Orbax's and TensorStore's errors have no common base; a full disk may be a ValueError.
             try:
-                with _quiet():
+                with quiet_orbax():
                     v1.partial.save(self.folder / "params", unflatten(_on_cpu(self._waiting)))
             except Exception as error:
                 raise OSError(f"writing {self.folder} failed ({first_line(error)})") from error
@@ -180,7 +178,7 @@ def restore_params(
         target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=bool(only)
     )
     try:
-        with _quiet(), ocp.Checkpointer(handler) as checkpointer:
+        with quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
             return checkpointer.restore(directory, args=arguments)
     except Exception as error:  # As above.
         raise ValueError(f"{directory} is damaged ({first_line(error)}); {_CONVERT_AGAIN}") from error
@@ -206,21 +204,13 @@ def sharding_of(placement: Placement, path: str, shape: tuple[int, ...], dtype: 
     return sharding
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Orbax's threads from printing their tracebacks: what they raise is raised here, too, and told in a line."""
-    logger, hook = logging.getLogger("absl"), threading.excepthook
-    disabled, logger.disabled = logger.disabled, True
-    threading.excepthook = lambda args: None
-    try:
-        yield
-    finally:
-        logger.disabled, threading.excepthook = disabled, hook
-
-
 def to_device(path: str, values: np.ndarray, placement: Placement) -> jax.Array:
     """Return a leaf where it goes, once it is there: on its way it would hold its memory while the next is read."""
-    return jax.block_until_ready(jax.device_put(values, sharding_of(placement, path, values.shape, values.dtype)))
+    sharding = sharding_of(placement, path, values.shape, values.dtype)
+    if sharding.is_fully_addressable:
+        return jax.block_until_ready(jax.device_put(values, sharding))
+    # Of several processes each gives its devices' parts; device_put would first compare the values of all.
+    return jax.block_until_ready(jax.make_array_from_callback(values.shape, sharding, lambda index: values[index]))
 
 
 def _on_cpu(leaves: Mapping[str, Any]) -> dict[str, Any]:

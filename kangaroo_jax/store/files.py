@@ -61,11 +61,8 @@ def resumable_directory(path: Path, work: Mapping[str, Any], *, replace: bool = 
     if staged.is_symlink() or (staged.exists() and not staged.is_dir()):
         raise ValueError(f"{staged} is in the way, where {path} would grow; remove it or choose another destination")
     staged.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(f"{staged}.lock", blocking=False)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise ValueError(f"another process is writing {path}; wait for it, or choose another destination") from None
+    busy = f"another process is writing {path}; wait for it, or choose another destination"
+    lock = _lock(Path(f"{staged}.lock"), busy)
     try:
         _finish_replacing(path, aside)
         marker = staged / ".work.json"
@@ -82,6 +79,24 @@ def resumable_directory(path: Path, work: Mapping[str, Any], *, replace: bool = 
         raise
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+@contextlib.contextmanager
+def locked(file: Path, busy: str) -> Iterator[None]:
+    """Hold a lock while the block runs; the system releases it when the process ends in whatever way.
+
+    Args:
+        file: stands for what is locked; made, and left behind, for a removed one could be locked twice.
+        busy: the message when another process holds it.
+
+    Raises:
+        ValueError: if another process holds it.
+    """
+    lock = _lock(file, busy)
+    try:
+        yield
+    finally:
         lock.release()
 
 
@@ -169,6 +184,15 @@ def first_line(error: BaseException, limit: int = 160) -> str:
     """Return the first line of an error's message, shortened; for quoting a library's error in one of ours."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":. ")
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _lock(file: Path, busy: str) -> filelock.BaseFileLock:
+    lock = filelock.FileLock(file, blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise ValueError(busy) from None
+    return lock
 
 
 def _vacant(path: Path, replace: bool) -> Path:
