@@ -23,7 +23,7 @@ from train.evaluation import Decoding, figures_of, held_out_evaluation
 from train.loop import Evaluation, Terminated, fit
 from train.loss import joint_loss
 from train.metrics import LOG
-from train.optimizer import each_alone
+from train.optimizer import each_alone, learning_rate
 from train.options import build_parser, make_optimizer
 from train.record import claimed, figures_at, provenance
 from train.render import show_mask
@@ -59,6 +59,7 @@ def train(run: Run, argv: Sequence[str]) -> None:
         name="adapter",
         mesh=run.mesh,
         max_skipped=args.max_skipped,
+        rate=learning_rate(args.schedule, args.learning_rate, args.steps, args.warmup),
         wandb=args.wandb,
         settings=run.settings | origin,
     )
@@ -79,6 +80,7 @@ def _write(run: Run, name: str, step: int, params: Any, origin: Mapping[str, Any
     record = {
         "model": run.name,
         "steps": step,
+        "of_steps": run.options.steps,
         "tokens": run.data.seen(step),
         **figures,
         **run.settings,
@@ -118,6 +120,9 @@ def main(argv: list[str] | None = None) -> None:
     except (FloatingPointError, ValueError, OSError) as error:
         _fail(f"error: {error}", error)
     except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            advice = "a larger --accumulate computes fewer rows at a time, --shard-target spreads the target"
+            _fail(f"error: out of memory ({first_line(error)}); {advice}", error)
         if not jax.distributed.is_initialized():
             raise
         reason = first_line(RuntimeError(str(error).rpartition("dispatching computation: ")[2]))

@@ -87,6 +87,11 @@ class Windows:
         for index in range(count):
             yield self._batch((index,))
 
+    def rows(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return (tokens, mask) of ``count`` windows that depend on no seed."""
+        batch = window_batch(self.texts, count, self.shape.length, (0,))
+        return list(zip(batch["tokens"], batch["mask"], strict=True))
+
     def _batch(self, seed: Sequence[int]) -> Batch:
         return self.shape.share(window_batch(self.texts, self.shape.rows, self.shape.length, seed))
 
@@ -140,6 +145,11 @@ class Conversations:
         """Yield ``count`` batches that depend on no seed, fewer if all conversations have come."""
         for members in self.epoch((0,))[:count]:
             yield self._batch(members)
+
+    def rows(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return (tokens, mask) of ``count`` conversations that depend on no seed, fewer if there are no more."""
+        order = np.random.default_rng(0).permutation(len(self.samples))
+        return [tuple(self.samples[index]) for index in order[:count]]
 
     def _batch(self, members: np.ndarray) -> Batch:
         length = int(self.buckets[members[members >= 0]].max())

@@ -12,6 +12,8 @@ import jax
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
 from kangaroo_jax.store import load_adapter, save_adapter
 
+BEST = "best"
+"""Name of the folder in a run's workspace."""
 MEASURE = "compression_rate"
 
 
@@ -35,11 +37,18 @@ class Best:
             save_adapter(self.folder, self._config, self._draft, params, {"step": step, **figures})
 
     def read(self) -> tuple[int, Any] | None:
-        """Return step and fp32 params of the best one, or None if nothing was kept."""
+        """Return step and fp32 params of the best one, or None if nothing was kept.
+
+        Raises:
+            ValueError: if what is there is of another draft model.
+        """
         record = self._record()
         if record is None:
             return None
-        return record["step"], jax.device_get(load_adapter(self.folder, self._config, "float32")[1])
+        found, params = load_adapter(self.folder, self._config, "float32", self._draft.exit_layer)
+        if found.adapter != self._draft.adapter:
+            raise ValueError(f"{self.folder} holds an adapter of another kind, {found.adapter.kind}; delete it")
+        return record["step"], jax.device_get(params)
 
     def _record(self) -> dict[str, Any] | None:
         file = self.folder / "adapter_config.json"

@@ -72,10 +72,9 @@ class Data:
         """Yield ``count`` batches of held-out data, the same in every run; fewer if there are no more."""
         return self.held_out.fixed(count)
 
-    def whole_held_out_batches(self, count: int = HELD_OUT_BATCHES) -> Iterator[Batch]:
-        """Yield the same batches with the rows of all hosts."""
-        whole = dataclasses.replace(self.held_out.shape, host=0, hosts=1)
-        return dataclasses.replace(self.held_out, shape=whole).fixed(count)
+    def held_out_rows(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return (tokens, mask) of ``count`` held-out rows of any length, always the same; fewer if that is all."""
+        return self.held_out.rows(count)
 
 
 @dataclasses.dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ import numpy as np
 import kangaroo_jax
 
 NEW_TOKENS = 64
-PROMPTS = 8
 BATCH = 8
 LONGEST_PROMPT = 512
 
@@ -50,19 +49,16 @@ def pooled(several: Sequence[kangaroo_jax.Stats]) -> kangaroo_jax.Stats:
     return dataclasses.replace(several[0], new_tokens=sum(stats.new_tokens for stats in several), **joined)
 
 
-def held_out_prompts(
-    batches: Iterable[Mapping[str, np.ndarray]], count: int = PROMPTS, longest: int = LONGEST_PROMPT
-) -> list[list[int]]:
-    """Return prompts from held-out batches: a conversation up to its first reply, else a quarter of a window.
+def held_out_prompts(rows: Iterable[tuple[np.ndarray, np.ndarray]], longest: int = LONGEST_PROMPT) -> list[list[int]]:
+    """Return a prompt of each held-out row: a conversation up to its first reply, else a quarter of a window.
 
     Args:
-        batches: ``tokens`` and ``mask``, True where the next token counts.
-        count: number of prompts; fewer if there are no more rows.
+        rows: tokens, and a mask, True where the next token counts; rows without any are left out.
         longest: tokens of a prompt; of longer ones the beginning.
     """
     prompts = []
-    for tokens, mask in (row for batch in batches for row in zip(batch["tokens"], batch["mask"], strict=True)):
+    for tokens, mask in rows:
         if mask.any():
             first = int(mask.argmax())  # The first token that counts follows it.
             prompts.append(tokens[: min(first + 1 if first else max(len(tokens) // 4, 1), longest)].tolist())
-    return prompts[:count]
+    return prompts

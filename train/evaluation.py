@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from kangaroo_jax import Params
-from train.best import MEASURE, Best
+from train.best import BEST, MEASURE, Best
 from train.decoding import decoding_figures, held_out_prompts
 from train.metrics import SEEN
 from train.run import Run
@@ -41,7 +41,7 @@ class Decoding:
     """
 
     def __init__(self, run: Run, target: Any, writes: bool) -> None:
-        folder = run.workspace / "best"
+        folder = run.workspace / BEST
         several = len(run.drafts) > 1
         self.best = {
             name: Best(folder / name if several else folder, run.config, draft) for name, draft in run.drafts.items()
@@ -53,9 +53,7 @@ class Decoding:
             self._target, self._mesh = one_copy(target, run.mesh)
         else:
             self._target = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, target)
-        count = run.options.decode_prompts
-        batches = run.data.whole_held_out_batches(-(-count // run.data.held_out.shape.rows))
-        self._prompts = held_out_prompts(batches, count)
+        self._prompts = held_out_prompts(run.data.held_out_rows(run.options.decode_prompts))
 
     def evaluate(self, step: int, adapters: Any) -> dict[str, float]:
         """Return what decoding gave: the figures of the only adapter; of several those of each, as ``NAME/...``."""
@@ -88,8 +86,7 @@ def figures_of(name: str, figures: Mapping[str, float], several: bool) -> dict[s
     """
     if not several:
         return dict(figures)
-    own = {key.removeprefix(f"{name}/"): value for key, value in figures.items() if key.startswith(f"{name}/")}
-    return own | {key: figures[key] for key in (SEEN,) if key in figures}
+    return {key.removeprefix(f"{name}/"): value for key, value in figures.items() if key.startswith(f"{name}/")}
 
 
 def _held_out(name: str) -> str:

@@ -82,6 +82,7 @@ def fit(
     name: str = "train",
     mesh: Mesh | None = None,
     max_skipped: int = 20,
+    rate: Callable[[int], Any] | None = None,
     wandb: str | None = None,
     settings: Any = None,
 ) -> TrainState:
@@ -101,6 +102,7 @@ def fit(
         name: label of the progress bar.
         mesh: the mesh of ``step_fn``, if it has one.
         max_skipped: batches in a row that may be skipped; looked at when figures are written.
+        rate: the learning rate of an optimiser step, counted from 0; recorded as ``learning_rate``.
         wandb: project at Weights & Biases, or None.
         settings: shown there.
 
@@ -132,6 +134,8 @@ def fit(
                 if done % log_every == 0 or last:
                     check_skipped(state, max_skipped)
                     figures = meter.read()
+                    if rate is not None:
+                        figures["learning_rate"] = float(rate(done - 1 - int(figures.get("skipped", 0))))
                     bar.set_postfix({key: f"{figures[key]:.3f}" for key in _SHOWN if key in figures} | meter.speed())
                     _write(recorder, done, figures)
                 for evaluation in evaluations:
@@ -139,7 +143,7 @@ def fit(
                         held = evaluation.run(done, state.params)
                         _write(recorder, done, held)
                         if writes and held:
-                            bar.write(f"step {done}: " + ", ".join(f"{key} {value:.4f}" for key, value in held.items()))
+                            bar.write(f"step {done}: {_line(held)}")
                         meter.restart()
                 stop = 0 if last else _agreed(stops, done)
                 if done % save_every == 0 or last or stop:
@@ -185,6 +189,14 @@ class _Meter:
 
     def speed(self) -> dict[str, str]:
         return {"tokens/s": f"{self._rate:,.0f}"}
+
+
+def _line(figures: Mapping[str, float]) -> str:
+    """Return the figures as text; of several adapters one of each."""
+    shown = {key: value for key, value in figures.items() if isinstance(value, float)}
+    if any("/" in key for key in shown):
+        shown = {key: value for key, value in shown.items() if key.endswith(("/held_out_loss", "/compression_rate"))}
+    return ", ".join(f"{key} {value:.4f}" for key, value in shown.items())
 
 
 def _write(recorder: Recorder | None, step: int, figures: Mapping[str, float]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 import jax
 import optax
 
 from kangaroo_jax.model import ADAPTER_KINDS, LlamaConfig
+from kangaroo_jax.model.fields import INT32
 from train.optimizer import SCHEDULES, adapter_optimizer
 from train.recipe import KIND
 
@@ -29,7 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--mask", choices=("reply", "upstream"), default="reply", help=f"{masks} (default: %(default)s)")
     show = "print N rows with the tokens marked whose predictions count, and train nothing"
     add("--show-mask", type=int, default=0, metavar="N", help=f"{show} (default: %(default)s)")
-    add("--out", type=Path, help="folder of the adapter (default: DIRECTORY OF THE MODEL/adapter; runs/joey-adapter)")
+    out = "folder of the adapter, or of one folder for each of several"
+    add("--out", type=Path, help=f"{out} (default: adapter or adapters in the model's folder; in runs for joey)")
     add("--init-adapter", type=Path, metavar="DIR", help="start from this adapter (default: random)")
     add("--dtype", choices=("float32", "bfloat16"), help="of the target (default: float32 on a CPU, else bfloat16)")
     layer = "target layers the draft model shares; several, as in 1,2,3, train an adapter each in one run"
@@ -39,11 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--adapter", type=_kinds, default=(KIND,), metavar="KIND[,KIND...]", help=f"{kinds} (default: {KIND})")
     add("--gamma", type=int, help="draft length stored in the adapter's config (default: 6; joey 7)")
     add("--eta", type=float, help="confidence stored in the adapter's config (default: 0.6; joey 0.2)")
-    add("--epochs", type=float, help="passes over the data (default: 10; of plain text, as many tokens as it has)")
-    add("--steps", type=int, help="optimiser steps, instead of --epochs (default: what these take; joey 1500)")
+    epochs = "passes over the data; over plain text, as many random windows as have its number of tokens"
+    add("--epochs", type=float, help=f"{epochs} (default: 10; joey: see --steps)")
+    add("--steps", type=int, help="optimiser steps, instead of --epochs (default: what the epochs take; joey 1500)")
     add("--batch-size", type=int, help="rows per step, over all devices (default: 32; joey 8)")
     parts = "parts that a device computes its windows in, one after the other, before an update: less memory"
-    add("--accumulate", type=int, default=1, help=f"{parts} (default: %(default)s)")
+    add("--accumulate", type=int, help=f"{parts} (default: as few as leave 8192 tokens at a time)")
     shard = "devices that share one copy of the target, when it does not fit one; a divisor of all devices"
     add("--shard-target", type=int, default=1, metavar="DEVICES", help=f"{shard} (default: %(default)s)")
     length = "longest window or conversation, in tokens"
@@ -113,8 +117,8 @@ def check_numbers(args: argparse.Namespace) -> None:
         ("exit_layer", min(args.exit_layer) >= 1, "at least 1"),
         ("gamma", args.gamma >= 1, "at least 1"),
         ("eta", args.eta >= 0, "at least 0"),
-        ("steps", args.steps is None or args.steps >= 1, "at least 1"),
-        ("epochs", args.epochs is None or args.epochs > 0, "above 0"),
+        ("steps", args.steps is None or 1 <= args.steps <= INT32, f"from 1 to {INT32}"),
+        ("epochs", args.epochs is None or 0 < args.epochs < math.inf, "above 0 and finite"),
         ("batch_size", args.batch_size >= 1, "at least 1"),
         ("shard_target", sharers >= 1 and devices % sharers == 0, f"a divisor of the {devices} devices"),
         ("batch_size", args.batch_size % groups == 0, f"a multiple of {groups}, the copies of the target on devices"),
@@ -130,7 +134,7 @@ def check_numbers(args: argparse.Namespace) -> None:
         ("clip_value", args.clip_value >= 0, "at least 0"),
         ("clip_norm", args.clip_norm >= 0, "at least 0"),
         ("betas", all(0 <= beta < 1 for beta in args.betas), "two numbers from 0 to below 1"),
-        ("seed", args.seed >= 0, "at least 0"),
+        ("seed", 0 <= args.seed <= INT32, f"from 0 to {INT32}"),
         ("max_skipped", args.max_skipped >= 1, "at least 1"),
         ("save_every", args.save_every >= 1, "at least 1"),
         ("eval_every", args.eval_every >= 1, "at least 1"),

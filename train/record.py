@@ -22,17 +22,27 @@ from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import fingerprint
 from kangaroo_jax.store.failures import system_error
 from kangaroo_jax.store.files import locked, read_json, write_json
+from train.best import BEST
 from train.checkpoints import CHECKPOINTS
 from train.corpus import TokenTexts
 from train.metrics import SEEN, read_log
 
 _SETTINGS = "settings.json"
-_PASSING = ("tokens", "grad_norm", "skipped", "tokens_per_second", SEEN)  # Of a step, not of the adapter.
+_PASSING = (
+    "tokens",
+    "grad_norm",
+    "skipped",
+    "tokens_per_second",
+    "learning_rate",
+    SEEN,
+)  # Of a step, not of the adapter.
 
 
 def run_settings(args: argparse.Namespace, config: LlamaConfig, target: Any) -> dict[str, Any]:
     """Return what decides the course of a run: target, text and options; more steps may be asked for later."""
     names = (
+        "gamma",
+        "eta",
         "batch_size",
         "length",
         "learning_rate",
@@ -140,6 +150,7 @@ def _steps(workspace: Path) -> list[int]:
 
 def _check_same_run(workspace: Path, settings: dict[str, Any]) -> None:
     if not _steps(workspace):
+        shutil.rmtree(workspace / BEST, ignore_errors=True)  # Of a run that was killed before its first checkpoint.
         return
     found = read_json(workspace / _SETTINGS, "pass another --out, or delete that folder to start anew")
     for name, value in settings.items():
@@ -152,7 +163,7 @@ def _check_same_run(workspace: Path, settings: dict[str, Any]) -> None:
 
 def _remove_leftovers(workspace: Path) -> None:
     """Remove what killed processes were about to write: files and folders are renamed once they are whole."""
-    for item in [*workspace.glob(".?*-*"), *workspace.glob("best/.?*-*")]:
+    for item in [*workspace.glob(".?*-*"), *(workspace / BEST).glob(".?*-*")]:
         shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 

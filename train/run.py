@@ -15,6 +15,7 @@ from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter
 from kangaroo_jax.model.sharding import target_sharding
 from kangaroo_jax.store import EMBEDDED, load_adapter, load_target, read_config, resolve
 from kangaroo_jax.store.adapters import ADAPTER_CONFIG
+from kangaroo_jax.store.record import check_draft
 from kangaroo_jax.text import Tokenizer, load_tokenizer
 from train.batches import Shape
 from train.corpus import split_sources, standard_library
@@ -70,13 +71,17 @@ def prepare(args: argparse.Namespace) -> Run:
         ValueError: in one line, if something asked for cannot be.
     """
     require_libraries(args.wandb)
-    args = settle(args, read_config(resolve(args.model)))
+    source = resolve(args.model)
+    args = settle(args, read_config(source))
     drafts = drafts_of(args)
+    parent = Path("runs") if args.model in EMBEDDED else source
+    name = f"{args.model}-adapter" if args.model in EMBEDDED else "adapter"
+    out = args.out or parent / (name if len(drafts) == 1 else f"{name}s")  # "adapter" is one that ``load`` finds.
+    check_vacant(out, drafts)
+    _check_data(args)
     mesh = target_mesh(args.shard_target) if args.shard_target > 1 else None
     config, target, directory = load_target(args.model, args.dtype, target_sharding(mesh) if mesh else None)
     own = one_copy(target, mesh)[0] if mesh else target  # What this process can read of it.
-    out = args.out or (Path("runs/joey-adapter") if args.model in EMBEDDED else directory / "adapter")
-    check_vacant(out, drafts)
     adapters = {}
     for name, draft in drafts.items():
         if args.init_adapter:
@@ -86,8 +91,8 @@ def prepare(args: argparse.Namespace) -> Run:
             adapters[name] = init_adapter(config, jax.random.key(args.seed), draft.adapter, own)
     tokenizer = load_tokenizer(directory)
     data = read_data(args, config, tokenizer)
-    args = scheduled(args, data)
     settings = run_settings(args, config, own) | {"training_tokens": data.tokens.all, "text": data.digest}
+    args = scheduled(args, data)
     name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model  # Paths are of one machine.
     run = Run(name, config, target, mesh, tokenizer, drafts, adapters, data, out, args, settings)
     check_writable(run.workspace)
@@ -105,15 +110,22 @@ def _given(directory: Path, config: LlamaConfig, draft: KangarooConfig) -> tuple
     return dataclasses.replace(draft, adapter=found.adapter), params
 
 
+def _check_data(args: argparse.Namespace) -> None:
+    if not args.data and args.model not in EMBEDDED:
+        raise ValueError(f"--data is missing; pass text or conversations for {args.model}: folders, files or hub ids")
+
+
 def settle(args: argparse.Namespace, config: LlamaConfig) -> argparse.Namespace:
     """Return the options with all defaults that do not depend on the data, checked.
 
     Raises:
         ValueError: in one line, if a number makes no sense, or not for this target.
     """
-    args = settled(args, config)
+    args = settled(args, config, jax.device_count() // max(args.shard_target, 1))
     check_numbers(args)
     check_against_target(args, config)
+    for draft in drafts_of(args).values():
+        check_draft(draft, config, "options")
     return args
 
 
@@ -126,7 +138,8 @@ def check_vacant(out: Path, names: Collection[str]) -> None:
     here = (out / ADAPTER_CONFIG).is_file()
     if len(names) == 1 and (here or not any(out.iterdir())):
         return
-    if len(names) > 1 and not here and all((item / ADAPTER_CONFIG).is_file() for item in out.iterdir()):
+    # Names that begin with a dot are of killed processes, or of no concern.
+    if len(names) > 1 and not here and {item.name for item in out.iterdir() if item.name[0] != "."} <= set(names):
         return
     kind = "an adapter" if len(names) == 1 else f"the adapters {', '.join(names)}"
     raise ValueError(f"--out {out} holds something else than {kind}; pass another folder")
@@ -138,8 +151,7 @@ def read_data(args: argparse.Namespace, config: LlamaConfig, tokenizer: Tokenize
     Raises:
         ValueError: in one line, if there is none, or none of use.
     """
-    if not args.data and args.model not in EMBEDDED:
-        raise ValueError(f"--data is missing; pass text or conversations for {args.model}: folders, files or hub ids")
+    _check_data(args)
     shape = Shape(args.batch_size, args.length, args.seed, jax.process_index(), jax.process_count())
     ends = config.eos_token_id or ()
     if not args.data:
