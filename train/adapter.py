@@ -118,16 +118,14 @@ def main(argv: list[str] | None = None) -> None:
         with claimed(run.workspace, run.settings):
             train(run, words)
     except (FloatingPointError, ValueError, OSError) as error:
-        _fail(f"error: {error}", error)
+        _fail(f"error: {_of_collective(error) or error}", error)
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             advice = "a larger --accumulate computes fewer rows at a time, --shard-target spreads the target"
             _fail(f"error: out of memory ({first_line(error)}); {advice}", error)
-        if not jax.distributed.is_initialized():
+        if (said := _of_collective(error)) is None:
             raise
-        reason = first_line(RuntimeError(str(error).rpartition("dispatching computation: ")[2]))
-        advice = "has one of them ended? Stop all, and the same commands go on from the last checkpoint"
-        _fail(f"error: a step over several processes failed ({reason}); {advice}", error)
+        _fail(f"error: {said}", error)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None
@@ -144,6 +142,15 @@ def _join(args: argparse.Namespace) -> None:
         return
     address = None if args.coordinator == "auto" else args.coordinator
     jax.distributed.initialize(address, args.processes, args.process)
+
+
+def _of_collective(error: Exception) -> str | None:
+    """Return what to say if processes could not reach each other, or None; JAX raises that as more than one type."""
+    text = str(error).rpartition("dispatching computation: ")[2]
+    if not jax.distributed.is_initialized() or not any(name in text for name in ("Gloo", "NCCL")):
+        return None
+    advice = "has one of them ended? Stop all, and the same commands go on from the last checkpoint"
+    return f"a step over several processes failed ({first_line(RuntimeError(text))}); {advice}"
 
 
 def _fail(message: str, error: Exception) -> NoReturn:

@@ -48,6 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
     library = "default: for joey, the training side of the standard library"
     add("--data", nargs="+", metavar="PATH", help=f"{data} or conversations ({library})")
     add("--data-rows", type=int, metavar="N", help="read no more rows of each table (default: all)")
+    part = "write every N-th row alone, from the K-th on, so that N processes on N devices share the work"
+    add("--part", type=_part, metavar="K/N", default=(1, 1), help=f"{part} (default: 1/1)")
     add("--chat-template", type=Path, metavar="FILE", help="Jinja, for conversations (default: the model's own)")
     add("--out", type=Path, required=True, metavar="FILE", help=".jsonl file to write; FILE.partial until it is done")
     add("--force", action="store_true", help="replace a file that is already there (default: refuse)")
@@ -141,6 +143,7 @@ def settings_of(
         "dtype": params.target["norm"]["scale"].dtype.name,
         "data": [source_name(name) for name in args.data] if args.data else ["standard library"],
         "data_rows": args.data_rows,
+        "part": list(args.part),
         "text": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
         "prompt_tokens": args.prompt_tokens,
         "chat_template": template and hashlib.sha256(template.encode()).hexdigest()[:16],
@@ -191,9 +194,19 @@ def _rows(args: argparse.Namespace) -> tuple[list[Row], BadRows]:
         files = split_sources([standard_library()])[0][: args.data_rows]
         rows, bad = [Row(file.name, text=file.data.decode()) for file in files], BadRows()
     bad.seen = max(bad.seen, len(rows) + bad.counts.total())  # Text files are no rows of a table.
+    part, parts = args.part
+    rows = rows[part - 1 :: parts]
     if not rows:
         _nothing(args, bad)
     return rows, bad
+
+
+def _part(text: str) -> tuple[int, int]:
+    """Read "2/8"."""
+    part, _, parts = text.partition("/")
+    if part.isascii() and parts.isascii() and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts):
+        return int(part), int(parts)
+    raise argparse.ArgumentTypeError(f"{text!r} is no part such as 1/8, 2/8 ... 8/8")
 
 
 def _nothing(args: argparse.Namespace, bad: BadRows) -> NoReturn:

@@ -81,12 +81,18 @@ class Writer:
             rows: rows without replies.
             journal: of earlier runs with the same settings; every batch is added to it.
             chat_template: instead of the target's own.
+
+        Raises:
+            ValueError: if the journal is of no use.
         """
         self.totals = Totals()
         self._params, self._plan, self._rows, self._journal = params, plan, rows, journal
         self._template = chat_template
         for record in journal.records:
-            self._take([(index, Reply(*fields)) for index, *fields in record["replies"]], record["seconds"])
+            try:
+                self._take([(index, Reply(*fields)) for index, *fields in record["replies"]], record["seconds"])
+            except (IndexError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{journal.path} is damaged; delete it to start anew") from error
 
     def run(self, batch_size: int, check: Callable[[], None]) -> None:
         """Write what is missing; nothing but the batch in work is lost when this is interrupted.

@@ -71,15 +71,23 @@ def _panels(
     shown = [(heading, names) for heading, names in shown if names]
     plt = _pyplot()
     figure, axes = plt.subplots(-(-len(shown) // 2), 2, figsize=(11, 3.2 * -(-len(shown) // 2)), squeeze=False)
+    owners = sorted({name.rpartition("/")[0] for name in curves})
+    several = len(owners) > 1
     for axis, (heading, names) in zip(axes.flat, shown, strict=False):
+        mixed = len({name.rpartition("/")[2] for name in names}) > 1
         for name in names:
+            owner, _, key = name.rpartition("/")
+            if several and not owner and any(other.endswith(f"/{key}") for other in names):
+                continue  # A mean of adapters.
             steps, values = zip(*curves[name], strict=True)
-            axis.plot(steps, values, label=name, marker="." if len(steps) < 30 else None)
+            style = "--" if mixed and key.startswith("held_out") else "-"
+            colour = f"C{owners.index(owner)}" if several else None
+            axis.plot(steps, values, style, color=colour, label=name, marker="." if len(steps) < 30 else None)
         axis.set_title(heading, fontsize=10)
         axis.set_xlabel(across)
         axis.grid(alpha=0.3)
         if len(names) > 1:
-            axis.legend(fontsize=8)
+            axis.legend(fontsize=8 if len(names) < 6 else 5)
     for axis in axes.flat[len(shown) :]:
         axis.remove()
     if title:

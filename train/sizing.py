@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import jax
@@ -35,9 +36,8 @@ def sizes(config: LlamaConfig, args: argparse.Namespace) -> tuple[float, float, 
     """
     width = jnp.dtype(args.dtype).itemsize
     target = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config))) * width / args.shard_target
-    adapter = (
-        sum(leaf.size for leaf in jax.tree.leaves(abstract_adapter(config))) * 3 * 4
-    )  # Params, two averages: fp32.
+    # Params and the optimiser's two averages, in fp32.
+    adapter = sum(leaf.size for leaf in jax.tree.leaves(abstract_adapter(config))) * 3 * 4
     shallow = dataclasses.replace(config, num_hidden_layers=_DEPTH)
     return target, adapter, compiled_bytes(shallow, args)[1]
 
@@ -77,6 +77,20 @@ def main(argv: list[str] | None = None) -> None:
     add("--share", type=float, default=0.4, help="of the data sheet's rate that is reached (default: %(default)s)")
     args = parser.parse_args(argv)
     args.accumulate, args.exit_layer = 1, 2
+    for name, holds, expected in (
+        ("rows", args.rows >= 1, "at least 1"),
+        ("length", args.length >= 2, "at least 2"),
+        ("tokens", 0 < args.tokens < math.inf, "above 0 and finite"),
+        ("share", 0 < args.share <= 1, "above 0, and 1 at most"),
+        ("shard_target", args.shard_target >= 1, "at least 1"),
+    ):
+        if not holds:
+            raise SystemExit(f"error: --{name.replace('_', '-')} is {getattr(args, name)}; it must be {expected}")
+    if jax.device_count() % args.shard_target:
+        raise SystemExit(
+            f"error: --shard-target is {args.shard_target}; it must divide the {jax.device_count()} devices here: "
+            f"set XLA_FLAGS=--xla_force_host_platform_device_count={args.shard_target}"
+        )
     for line in table(args):
         print(line, flush=True)
 

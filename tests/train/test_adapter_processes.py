@@ -74,6 +74,7 @@ def adapters(config: LlamaConfig, *outs: Path) -> list[list[np.ndarray]]:
     return [[np.asarray(leaf) for leaf in jax.tree.leaves(load_adapter(out, config, "float32")[1])] for out in outs]
 
 
+@pytest.mark.full
 def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_space(command: list[str], tmp_path: Path) -> None:
     """A limit on the size of files, set from outside in the middle of the run, refuses writes as a full disk does."""
     whole, full = tmp_path / "whole", tmp_path / "full"
@@ -93,6 +94,7 @@ def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_space(command: list[
     assert (full / "adapter.safetensors").read_bytes() == (whole / "adapter.safetensors").read_bytes()
 
 
+@pytest.mark.full
 def test_a_second_run_in_a_folder_is_refused(command: list[str], tmp_path: Path) -> None:
     command += ["--steps", "5000", "--save-every", "5", "--decode-every", "0"]
     command += ["--out", str(tmp_path / "out")]

@@ -79,8 +79,10 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
     (tmp_path / ".best-abc" / "adapter.safetensors").write_text("half")
     (tmp_path / ".settings.json-123").write_text("{")
     (tmp_path / "best").mkdir()
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    (tmp_path / "settings.json").write_text("{}")
     with claimed(tmp_path, {}):
-        assert sorted(item.name for item in tmp_path.iterdir()) == [".lock", "best", "settings.json"]
+        assert sorted(item.name for item in tmp_path.iterdir()) == [".lock", "best", "checkpoints", "settings.json"]
 
 
 def test_a_refused_write_says_where_why_and_from_where_it_goes_on(tmp_path: Path) -> None:

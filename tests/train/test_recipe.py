@@ -13,6 +13,7 @@ from kangaroo_jax.model.shapes import SHAPES
 from train.joey import joey_config
 from train.options import build_parser
 from train.recipe import drafts_of, scheduled, settled
+from train.run import settle
 
 
 def options(words: str, config: LlamaConfig) -> Any:
@@ -57,6 +58,22 @@ def test_steps_or_epochs_say_how_long_a_run_is(model: str, words: str, steps: in
         options(f"--model {model} --epochs 3 --steps 4", joey_config())
 
 
+def test_a_device_computes_no_more_at_a_time_than_the_papers() -> None:
+    args, config = build_parser().parse_args(["--model", "vicuna-7b"]), SHAPES["vicuna-7b"]
+    assert [settled(args, config, copies).accumulate for copies in (8, 32, 4, 1)] == [1, 1, 2, 8]
+    args = build_parser().parse_args(["--model", "x", "--batch-size", "6", "--length", "4000"])
+    config = dataclasses.replace(config, max_position_embeddings=4096)
+    assert [settled(args, config, copies).accumulate for copies in (1, 2, 6)] == [3, 3, 1]
+    args.accumulate = 1
+    assert settled(args, config).accumulate == 1
+
+
+@pytest.mark.parametrize("epochs", ["inf", "nan", "0", "-1"])
+def test_epochs_are_a_number(epochs: str) -> None:
+    with pytest.raises(ValueError, match=r"--epochs is -?\w+(\.0)?; it must be above 0 and finite"):
+        settle(build_parser().parse_args(["--model", "joey", f"--epochs={epochs}"]), joey_config())
+
+
 def test_rows_are_no_longer_than_the_target_is_wide() -> None:
     short = dataclasses.replace(SHAPES["vicuna-7b"], max_position_embeddings=300)
     assert options("--model x", short).length == 300
@@ -66,6 +83,8 @@ def test_the_warm_up_is_shorter_than_the_run() -> None:
     args = options("--model joey --steps 5 --warmup 5", joey_config())
     with pytest.raises(ValueError, match=r"--warmup is 5; it must be from 0 to below --steps \(5\)"):
         scheduled(args, data(10))
+    with pytest.raises(ValueError, match=r"--epochs is 1e\+12, that is \d+ steps; it must be 2147483647 steps at most"):
+        scheduled(options("--model joey --epochs 1e12", joey_config()), data(10))
 
 
 def test_every_exit_layer_is_a_draft_model() -> None:

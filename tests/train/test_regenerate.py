@@ -285,3 +285,19 @@ def test_help_names_every_option_with_its_default(capsys: pytest.CaptureFixture[
     for action in build_parser()._actions[1:]:
         assert action.option_strings[0] in text and action.help
         assert action.required or "default" in action.help, action.option_strings
+
+
+def test_parts_make_up_the_whole(command: list[str], undisturbed: bytes, tmp_path: Path) -> None:
+    lines = []
+    for part in ("2/2", "1/2"):
+        out = tmp_path / f"part{part[0]}.jsonl"
+        main([*command, "--part", part, "--out", str(out)])
+        lines += out.read_bytes().splitlines()
+    assert sorted(lines) == sorted(undisturbed.splitlines()) and len(lines) > 20
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/", "-1/2"])
+def test_parts_that_are_none_are_refused(command: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*command, f"--part={part}"])
+    assert f"{part!r} is no part such as 1/8" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+import kangaroo_jax
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter
 from kangaroo_jax.store import load_adapter, write_hf
 from train.adapter import main
@@ -17,6 +18,7 @@ from train.evaluation import figures_of
 from train.loss import distillation_loss, joint_loss
 from train.metrics import read_log
 from train.optimizer import adapter_optimizer, each_alone
+from train.run import check_vacant
 from train.step import init_state, make_train_step, place, place_batch
 from train.tokenizer import write_byte_tokenizer
 
@@ -93,26 +95,44 @@ def test_one_run_writes_an_adapter_for_every_exit_layer(
         "--steps 4 --batch-size 3 --length 31 --learning-rate 0.01 --eval-every 2 --decode-every 2 --dtype float32"
     )
     command = ["--model", str(model), "--data", str(text_folder), *numbers.split(), "--decode-prompts", "2"]
-    both, one = tmp_path / "both", tmp_path / "one"
-    main([*command, "--exit-layers", "1,2", "--out", str(both)])
+    both, one = model / "adapters", tmp_path / "one"
+    main([*command, "--exit-layers", "1,2", "--adapter", "own-head,linear"])
     printed = capsys.readouterr().out
-    assert f"written to {both / 'exit1'}" in printed and "2 adapters of" in printed
-    main([*command, "--exit-layer", "2", "--out", str(one)])
-    draft, joint = load_adapter(both / "exit2", tiny_config, "float32")
+    assert f"written to {both / 'exit1-linear'}" in printed and "4 adapters of" in printed
+    main([*command, "--exit-layer", "2", "--adapter", "own-head", "--out", str(one)])
+    assert load_adapter(both / "exit1-linear", tiny_config)[0].adapter.kind == "linear"
+    draft, joint = load_adapter(both / "exit2-own-head", tiny_config, "float32")
     _, alone = load_adapter(one, tiny_config, "float32")
-    assert draft.exit_layer == 2
+    assert draft.exit_layer == 2 and draft.adapter.kind == "own-head"
     for a, b in zip(jax.tree.leaves(joint), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
-    records = [json.loads((folder / "adapter_config.json").read_text())["training"] for folder in (both / "exit2", one)]
-    for key in ("held_out_loss", "held_out_acceptance", "top1"):
+    records = [
+        json.loads((folder / "adapter_config.json").read_text())["training"]
+        for folder in (both / "exit2-own-head", one)
+    ]
+    for key in ("held_out_loss", "held_out_acceptance", "compression_rate"):
         assert records[0][key] == pytest.approx(records[1][key], rel=1e-3), key
-    assert [record["exit_layer"] for record in records] == [2, 2]
-    assert {"exit1/compression_rate", "exit2/ctar_1"} <= set(read_log(tmp_path / "both-training" / "log.jsonl"))
+    assert [(record["exit_layer"], record["adapter"]) for record in records] == [(2, "own-head")] * 2
+    names = {"exit1-linear/compression_rate", "exit2-own-head/ctar_1", "learning_rate"}
+    assert names <= set(read_log(model / "adapters-training" / "log.jsonl"))
     with pytest.raises(SystemExit, match="holds something else than an adapter"):
         main([*command, "--exit-layer", "2", "--out", str(both)])
+    assert kangaroo_jax.load(model).adapter is None  # Several are nobody's default.
+
+
+def test_the_folder_of_several_holds_nothing_else(tmp_path: Path) -> None:
+    check_vacant(tmp_path / "new", ["exit1", "exit2"])
+    (tmp_path / "exit1").mkdir()
+    (tmp_path / ".exit2-left-by-a-kill").mkdir()
+    check_vacant(tmp_path, ["exit1", "exit2"])
+    (tmp_path / "exit3").mkdir()
+    with pytest.raises(ValueError, match="holds something else than the adapters exit1, exit2; pass another folder"):
+        check_vacant(tmp_path, ["exit1", "exit2"])
+    with pytest.raises(ValueError, match="holds something else than an adapter"):
+        check_vacant(tmp_path, ["exit1"])
 
 
 def test_figures_of_one_adapter_are_told_apart() -> None:
-    figures = {"loss": 3.0, "exit1/loss": 2.0, "exit12/loss": 4.0, "seen_tokens": 7.0}
-    assert figures_of("exit1", figures, several=True) == {"loss": 2.0, "seen_tokens": 7.0}
+    figures = {"loss": 3.0, "exit1/loss": 2.0, "exit12/loss": 4.0}
+    assert figures_of("exit1", figures, several=True) == {"loss": 2.0}
     assert figures_of("exit1", {"loss": 3.0}, several=False) == {"loss": 3.0}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from train.sizing import hours, main
@@ -10,6 +12,19 @@ from train.sizing import hours, main
 def test_time_follows_from_operations_and_rate() -> None:
     assert hours(8 * 3600 * 1e12, 1e12, 1.0) == pytest.approx(1)
     assert hours(8 * 3600 * 1e12, 1e12, 0.25) == pytest.approx(4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--rows 0", "--rows is 0; it must be at least 1"),
+        ("--share 0", "--share is 0.0; it must be above 0, and 1 at most"),
+        ("--shard-target 3", "set XLA_FLAGS=--xla_force_host_platform_device_count=3"),
+    ],
+)
+def test_numbers_without_sense_are_refused(options: str, message: str) -> None:
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        main(options.split())
 
 
 def test_a_line_for_every_target(capsys: pytest.CaptureFixture[str]) -> None:
