@@ -6,7 +6,7 @@ K key/value heads, hd head_dim, F intermediate_size, V vocab_size, N layers, G =
 
 from kangaroo_jax.model.adapter import Adapter, abstract_adapter, draft_head, init_adapter, run_adapter
 from kangaroo_jax.model.cache import KVCache, init_cache
-from kangaroo_jax.model.config import AdapterConfig, KangarooConfig, LlamaConfig, RopeScaling
+from kangaroo_jax.model.config import KangarooConfig, LlamaConfig, RopeScaling
 from kangaroo_jax.model.llama import (
     abstract_params,
     embed,
@@ -17,7 +17,7 @@ from kangaroo_jax.model.llama import (
     logits,
     run_layers,
 )
-from kangaroo_jax.model.variants import ADAPTER_KINDS
+from kangaroo_jax.model.variants import ADAPTER_KINDS, AdapterConfig
 
 __all__ = [
     "ADAPTER_KINDS",

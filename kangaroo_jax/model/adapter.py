@@ -27,10 +27,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from kangaroo_jax.model.cache import KVCache
-from kangaroo_jax.model.config import AdapterConfig, LlamaConfig
+from kangaroo_jax.model.config import LlamaConfig
 from kangaroo_jax.model.layers import MLP, Attention, Context, Linear, RMSNorm
 from kangaroo_jax.model.llama import head_kernel
-from kangaroo_jax.model.variants import AdapterKind
+from kangaroo_jax.model.variants import AdapterConfig, AdapterKind
 
 KANGAROO = AdapterConfig()
 _MATRICES = (

@@ -11,7 +11,7 @@ from typing import Any
 
 from kangaroo_jax.model.families import FAMILIES, Family, family_of, window_from_hf, window_to_hf
 from kangaroo_jax.model.fields import DEEPEST, INT32, WIDEST, brief, check_integer, positive
-from kangaroo_jax.model.variants import ADAPTER_KINDS, AdapterKind
+from kangaroo_jax.model.variants import AdapterConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,30 +195,6 @@ class LlamaConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class AdapterConfig:
-    """What an adapter computes, beside the target's shape; hashable, as ``LlamaConfig``.
-
-    Attributes:
-        kind: a key of ``ADAPTER_KINDS``.
-        rope_theta: base of the rotary frequencies, which are not scaled then; None has the target's base and scaling.
-    """
-
-    kind: str = "kangaroo"
-    rope_theta: float | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.kind, str) or self.kind not in ADAPTER_KINDS:
-            raise ValueError(f"adapter is {brief(self.kind)}; it must be one of {', '.join(ADAPTER_KINDS)}")
-        if self.rope_theta is not None:
-            _set_positive(self, "rope_theta")
-
-    @property
-    def made_of(self) -> AdapterKind:
-        """What the ``kind`` is made of."""
-        return ADAPTER_KINDS[self.kind]
-
-
-@dataclasses.dataclass(frozen=True)
 class KangarooConfig:
     """The draft model: where drafting leaves the target, and what it drafts with (paper, section 3.1).
 
@@ -232,7 +208,7 @@ class KangarooConfig:
     exit_layer: int
     gamma: int = 6
     eta: float = 0.6
-    adapter: AdapterConfig = AdapterConfig()
+    adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
 
 
 def _set_positive(config: Any, *names: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from kangaroo_jax.model.fields import brief, positive
+
 
 @dataclasses.dataclass(frozen=True)
 class AdapterKind:
@@ -34,3 +36,28 @@ ADAPTER_KINDS = {
     "no-input-norm": AdapterKind(("attention",), input_norm=False),
     "own-head": AdapterKind(("attention",), own_head=True),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+    """What an adapter computes, beside the target's shape; hashable, as ``LlamaConfig``.
+
+    Attributes:
+        kind: a key of ``ADAPTER_KINDS``.
+        rope_theta: base of the rotary frequencies, which are not scaled then; None has the target's base and scaling.
+    """
+
+    kind: str = "kangaroo"
+    rope_theta: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.kind, str) or self.kind not in ADAPTER_KINDS:
+            raise ValueError(f"adapter is {brief(self.kind)}; it must be one of {', '.join(ADAPTER_KINDS)}")
+        if self.rope_theta is not None:
+            # The class is frozen.
+            object.__setattr__(self, "rope_theta", positive("rope_theta", self.rope_theta))
+
+    @property
+    def made_of(self) -> AdapterKind:
+        """What the ``kind`` is made of."""
+        return ADAPTER_KINDS[self.kind]
