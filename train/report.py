@@ -82,7 +82,8 @@ def _panels(
             steps, values = zip(*curves[name], strict=True)
             style = "--" if mixed and key.startswith("held_out") else "-"
             colour = f"C{owners.index(owner)}" if several else None
-            axis.plot(steps, values, style, color=colour, label=name if mixed or not owner else owner, marker="." if len(steps) < 30 else None)
+            label, marker = name if mixed or not owner else owner, "." if len(steps) < 30 else None
+            axis.plot(steps, values, style, color=colour, label=label, marker=marker)
         axis.set_title(heading, fontsize=10)
         axis.set_xlabel(across)
         axis.grid(alpha=0.3)
