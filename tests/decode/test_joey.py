@@ -51,6 +51,7 @@ def test_the_adapter_drafts_well_enough_to_pay():
     assert committed / rounds > 2
 
 
+@pytest.mark.full
 def test_the_longest_prompt():
     """Prompts run in several pieces, up to the last position of the context."""
     source = b"".join(file.data for file in split_sources([standard_library()])[1][:3])

@@ -135,6 +135,7 @@ def test_a_garbled_log_loses_only_its_garbled_lines(tmp_path: Path) -> None:
     assert (tmp_path / LOG).read_bytes() == lines[0] + b"\n"
 
 
+@pytest.mark.full
 def test_a_damaged_newest_checkpoint_is_named_and_an_earlier_one_serves(
     command: list[str], tmp_path: Path, tiny_config: LlamaConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from train.corpus import SourceFile, encode_bytes
 from train.export import export_joey
 
 
+@pytest.mark.full
 def test_the_newest_params_are_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [SourceFile("a.py", b"x = 1\n" * 50)]
     monkeypatch.setattr(joey, "split_sources", lambda folders: (files, files))

@@ -102,6 +102,7 @@ def written(params: kangaroo_jax.Params, file: Path, texts: list[str], size: int
     return rows
 
 
+@pytest.mark.full
 def test_sampled_replies_depend_on_seed_and_row_and_not_on_the_batch(tmp_path: Path, tiny: kangaroo_jax.Params) -> None:
     texts = ["same"] * 3 + ["other", "x"]
     options = {"max_new_tokens": 9, "do_sample": True, "temperature": 2.0, "seed": 3}

@@ -85,6 +85,7 @@ def test_clipping_by_norm_is_not_shared(tiny_config: LlamaConfig, tiny_params: d
         )
 
 
+@pytest.mark.full
 def test_one_run_writes_an_adapter_for_every_exit_layer(
     tmp_path: Path, text_folder: Path, tiny_config: LlamaConfig, tiny_params: dict, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -128,8 +128,9 @@ def killed_again_and_again(directory: Path, steps: int, kills: int) -> None:
     subprocess.run(command, cwd=root, check=True, capture_output=True)
 
 
-@pytest.mark.parametrize(("steps", "kills"), [(90, 2), pytest.param(200, 10, marks=pytest.mark.full)])
-def test_killed_at_any_moment_it_ends_in_the_same_bits(tmp_path: Path, steps: int, kills: int) -> None:
+def test_killed_at_any_moment_it_ends_in_the_same_bits(tmp_path: Path) -> None:
+    """Two kills of a small loss; ``test_adapter_processes`` kills the whole trainer ten times."""
+    steps, kills = 90, 2
     killed_again_and_again(tmp_path / "killed", steps, kills)
     whole = run(tmp_path / "whole", steps, save_every=3)
     assert (np.load(tmp_path / "killed" / "w.npy") == np.asarray(whole.params["w"])).all()
@@ -185,6 +186,7 @@ def two_processes(directory: Path, steps: int) -> None:
     assert [process.returncode for process in processes] == [0, 0], errors
 
 
+@pytest.mark.full
 def test_two_processes_have_the_losses_of_one_and_resume(tmp_path: Path) -> None:
     two_processes(tmp_path / "two", 6)
     two_processes(tmp_path / "two", 10)  # Goes on from step 6; the second process has no checkpoints of its own.
