@@ -6,6 +6,7 @@ text.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 
@@ -63,7 +64,10 @@ def make_adapter(config):
             super().__init__()
             self.layers = torch.nn.ModuleList([Layer()])
             self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
-            self.rotary = LlamaRotaryEmbedding(config)
+            # The authors' adapter has base 10000, whatever the target's: docs/conversion.md.
+            base = copy.deepcopy(config)
+            base.rope_parameters = {"rope_type": "default", "rope_theta": 10000.0}
+            self.rotary = LlamaRotaryEmbedding(base)
 
         def forward(self, hidden):
             (layer,), length = self.layers, hidden.shape[1]
