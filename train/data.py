@@ -85,6 +85,14 @@ class Found:
     conversations: list[tuple[str, Messages]] = dataclasses.field(default_factory=list)
     bad: BadRows = dataclasses.field(default_factory=BadRows)
 
+    def check_one_form(self, names: Sequence[str]) -> None:
+        """Raise ValueError if there are both texts and conversations; ``names`` are for the message."""
+        if self.units and self.conversations:
+            raise ValueError(
+                f"--data {' '.join(names)} has plain text ({self.units[0].document}) and conversations "
+                f"({self.conversations[0][0]}); pass one or the other"
+            )
+
 
 def load_data(
     names: Sequence[str],
@@ -117,11 +125,7 @@ def load_data(
         if found.bad.counts and not found.units:
             _nothing(names, found.bad)
         return text_data(split_units(found.units, names), tokenizer, shape, eos_ids[0] if eos_ids else None, found.bad)
-    if found.units:
-        raise ValueError(
-            f"--data {' '.join(names)} has plain text ({found.units[0].document}) and conversations "
-            f"({found.conversations[0][0]}); pass one or the other"
-        )
+    found.check_one_form(names)
     find_template(tokenizer, model, chat_template)
     renderer = Renderer(tokenizer, model, eos_ids, shape.length, upstream, chat_template)
     return conversation_data(found, renderer, shape, names)

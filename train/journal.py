@@ -9,9 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
-
-from kangaroo_jax.store.files import first_line
+from kangaroo_jax.store.files import first_line, locked
 
 _START = b'{"settings": {'
 
@@ -73,16 +71,12 @@ def claimed(path: Path) -> Iterator[None]:
         ValueError: if another process is at it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(f"{path}.lock", blocking=False)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise ValueError(f"another process is writing {path}; wait for it, or pass another --out") from None
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+    file = Path(f"{path}.lock")
+    with locked(file, f"another process is writing {path}; wait for it, or pass another --out"):
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
 
 
 def _parsed(line: bytes, path: Path) -> Any:

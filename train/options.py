@@ -11,6 +11,7 @@ import optax
 
 from kangaroo_jax.model import ADAPTER_KINDS, LlamaConfig
 from kangaroo_jax.model.fields import INT32
+from kangaroo_jax.store import EMBEDDED
 from train.optimizer import SCHEDULES, adapter_optimizer
 from train.recipe import KIND
 
@@ -149,6 +150,12 @@ def check_numbers(args: argparse.Namespace) -> None:
             value = getattr(args, name)
             shown = ",".join(map(str, value)) if name == "exit_layer" else value
             raise ValueError(f"--{name.replace('_', '-')} is {shown}; it must be {expected}")
+
+
+def check_data(args: argparse.Namespace) -> None:
+    """Raise ValueError if no data is named for a model that brings none."""
+    if not args.data and args.model not in EMBEDDED:
+        raise ValueError(f"--data is missing; pass text or conversations for {args.model}: folders, files or hub ids")
 
 
 def check_against_target(args: argparse.Namespace, config: LlamaConfig) -> None:

@@ -22,12 +22,13 @@ from typing import Any, NoReturn
 import kangaroo_jax
 from kangaroo_jax.checks import integer, real
 from kangaroo_jax.options import Options, Plan, plan
-from kangaroo_jax.store import EMBEDDED, fingerprint, resolve
+from kangaroo_jax.store import fingerprint, resolve
 from kangaroo_jax.store.files import check_vacant, whole_file
 from train.conversation import EXPECTED
 from train.corpus import split_sources, standard_library
 from train.journal import Journal, claimed
 from train.loop import Terminated, deferred_stops
+from train.options import check_data
 from train.record import source_name, weights_digest
 from train.render import find_template
 from train.replies import Totals, Writer
@@ -121,8 +122,7 @@ def check_options(args: argparse.Namespace) -> None:
     check_vacant(args.out, args.force)
     if args.out.is_dir():
         raise ValueError(f"--out {args.out} is a folder; pass the name of a file")
-    if not args.data and args.model not in EMBEDDED:
-        raise ValueError(f"--data is missing; pass text or conversations for {args.model}: folders, files or hub ids")
+    check_data(args)
     resolve(args.model)
 
 

@@ -21,7 +21,7 @@ from train.batches import Shape
 from train.corpus import split_sources, standard_library
 from train.data import Data, load_data, text_data
 from train.metrics import require_libraries
-from train.options import check_against_target, check_numbers
+from train.options import check_against_target, check_data, check_numbers
 from train.recipe import drafts_of, scheduled, settled
 from train.record import check_writable, run_settings
 from train.step import one_copy, target_mesh
@@ -78,7 +78,7 @@ def prepare(args: argparse.Namespace) -> Run:
     name = f"{args.model}-adapter" if args.model in EMBEDDED else "adapter"
     out = args.out or parent / (name if len(drafts) == 1 else f"{name}s")  # "adapter" is one that ``load`` finds.
     check_vacant(out, drafts)
-    _check_data(args)
+    check_data(args)
     mesh = target_mesh(args.shard_target) if args.shard_target > 1 else None
     config, target, directory = load_target(args.model, args.dtype, target_sharding(mesh) if mesh else None)
     own = one_copy(target, mesh)[0] if mesh else target  # What this process can read of it.
@@ -108,11 +108,6 @@ def _given(directory: Path, config: LlamaConfig, draft: KangarooConfig) -> tuple
             "pass the same kind"
         )
     return dataclasses.replace(draft, adapter=found.adapter), params
-
-
-def _check_data(args: argparse.Namespace) -> None:
-    if not args.data and args.model not in EMBEDDED:
-        raise ValueError(f"--data is missing; pass text or conversations for {args.model}: folders, files or hub ids")
 
 
 def settle(args: argparse.Namespace, config: LlamaConfig) -> argparse.Namespace:
@@ -151,7 +146,7 @@ def read_data(args: argparse.Namespace, config: LlamaConfig, tokenizer: Tokenize
     Raises:
         ValueError: in one line, if there is none, or none of use.
     """
-    _check_data(args)
+    check_data(args)
     shape = Shape(args.batch_size, args.length, args.seed, jax.process_index(), jax.process_count())
     ends = config.eos_token_id or ()
     if not args.data:

@@ -135,11 +135,7 @@ def read_rows(names: Sequence[str], limit: int | None) -> tuple[list[Row], BadRo
         ValueError: as ``train.data.read_sources``; or if there are both texts and conversations.
     """
     found = read_sources(names, limit)
-    if found.conversations and found.units:
-        raise ValueError(
-            f"--data {' '.join(names)} has plain text ({found.units[0].document}) and conversations "
-            f"({found.conversations[0][0]}); pass one or the other"
-        )
+    found.check_one_form(names)
     documents = itertools.groupby(found.units, key=lambda unit: unit.document)
     texts = [Row(document, text="".join(unit.text for unit in units)) for document, units in documents]
     return texts or [Row(place, messages) for place, messages in found.conversations], found.bad
