@@ -56,7 +56,7 @@ class Kangaroo(Drafter):
 
     def read(self, spec: DecodeSpec, weights: Weights, memory: KVCache | None, piece: Piece) -> KVCache | None:
         """Run the adapter over the states of the exit layer."""
-        if memory is None:
+        if memory is None or spec.adapter is None:
             return None
         return run_adapter(spec.config, weights["adapter"], piece.exit, piece.positions, memory, spec.adapter)[1]
 
@@ -137,7 +137,7 @@ def _close_hole(spec: DecodeSpec, weights: Weights, draft: Draft, position: Int[
 
     Only the cache is used, so the compiler drops all but the projection of one row.
     """
-    if draft.drafter is None:
+    if draft.drafter is None or spec.adapter is None:
         return None
     last = jnp.take_along_axis(draft.hidden, draft.count[:, None, None], axis=1)
     after = position + draft.count[:, None]
