@@ -1,4 +1,4 @@
-"""Optimised HLO, read: what a compiled program copies. The text is what ``jax.jit(f).lower(...).compile().as_text()`` is.
+"""Optimised HLO, read: what a compiled program copies. The text is ``jax.jit(f).lower(...).compile().as_text()``.
 
 Two questions, for every backend: what in a loop is as large as a cache and no update in place (``cache_copies``), and
 what is written to memory that holds all of a given array once more (``second_copies``).
@@ -76,7 +76,9 @@ def parse(hlo: str | None) -> Module:
 
 
 def _instruction(found: re.Match[str]) -> Instruction:
-    arrays = tuple(tuple(int(extent) for extent in extents.split(",") if extent) for extents in _ARRAY.findall(found[3]))
+    arrays = tuple(
+        tuple(int(extent) for extent in extents.split(",") if extent) for extents in _ARRAY.findall(found[3])
+    )
     arguments, _, attributes = found[5].partition("), ")
     listed = [name.strip().lstrip("%") for names in _CALLED_LIST.findall(attributes) for name in names.split(",")]
     called = (*_CALLED.findall(attributes), *listed)
@@ -131,27 +133,42 @@ def executed(module: Module, name: str | None = None) -> Iterator[tuple[str, Ins
             yield name or module.entry, found
 
 
-def second_copies(module: Module, shapes: Iterable[Shape]) -> list[str]:
-    """Return the lines that read an array of one of these shapes and write as many elements, anywhere in the program.
+def second_copies(module: Module, shapes: Iterable[Shape]) -> list[Instruction]:
+    """Return what reads an array of one of these shapes and writes as many elements, anywhere in the program.
 
-    Copies, transposes, conversions and selections from it; not updates in place. Of a shape, extents of 1 and the
-    order of the rest do not matter.
+    Copies, transposes, conversions, selections and products element by element; not updates in place, nor products of
+    matrices, which may happen to have as many elements. Of a shape, extents of 1 and the order of the rest do not
+    matter.
     """
     wanted = {_canonical(shape) for shape in shapes}
     tables = {name: {one.name: one for one in lines} for name, lines in module.computations.items()}
     found = []
     for computation, one in executed(module):
+        if _multiplies(module, one):
+            continue
         written = [math.prod(shape) for shape in _written(module, one)]
         for operand in one.operands:
             shape = _source(tables[computation], operand)
             if shape is not None and _canonical(shape) in wanted and math.prod(shape) in written:
-                found.append(one.line)
+                found.append(one)
                 break
     return found
 
 
+def transposes(module: Module, shapes: Iterable[Shape]) -> list[Instruction]:
+    """Return what turns an array of one of these shapes round in a loop, be it only to read it within a fusion."""
+    wanted = {_canonical(shape) for shape in shapes}
+    turning = [one for one in in_loops(module) if one.opcode in ("transpose", "copy") and len(one.shapes) == 1]
+    return [one for one in turning if _canonical(one.shapes[0]) in wanted]
+
+
 def _canonical(shape: Shape) -> Shape:
     return tuple(sorted(extent for extent in shape if extent != 1))
+
+
+def _multiplies(module: Module, one: Instruction) -> bool:
+    inner = module.computations[one.called[0]] if one.opcode == "fusion" else [one]
+    return any(found.opcode in ("dot", "convolution") or '"__cublas' in found.line for found in inner)
 
 
 def _source(table: dict[str, Instruction], name: str) -> Shape | None:

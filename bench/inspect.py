@@ -8,6 +8,7 @@ python -m bench.inspect --target h200 --layers 4 --tree  faster, and how loops a
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
@@ -41,8 +42,8 @@ class Report:
     Attributes:
         program: one of ``PROGRAMS``.
         options: name of the set of XLA options; "refused" is added where XLA did not know one of them.
-        cache_copies: HLO that copies, transposes or converts a whole cache.
-        weight_copies: HLO that does so to a whole weight matrix.
+        cache_copies: what copies, transposes or converts a whole cache.
+        weight_copies: what does so to a whole weight matrix.
         cache_updates: how often a cache is updated, in place, by the code of the loops.
         launches: kernels, by the part of decoding.
         tree: loops, graphs and kernels.
@@ -53,8 +54,8 @@ class Report:
 
     program: str
     options: str
-    cache_copies: list[str]
-    weight_copies: list[str]
+    cache_copies: list[hlo.Instruction]
+    weight_copies: list[hlo.Instruction]
     cache_updates: int
     launches: thunks.Launches
     tree: list[thunks.Thunk]
@@ -98,7 +99,7 @@ def inspect(
     for name in programs:
         spec = dec.DecodeSpec(config, exit_layer, 0 if name == "plain" else gamma)
         part, spec = ("prefill", spec.for_prefill) if name == "prefill" else ("decode", spec)
-        chunk = dec.prefill_chunk(slots, slots, 1)
+        chunk = dec.prefill_chunk(slots // 2, slots, 1)  # Half of the cache: what is written then has another shape.
         low = lower(Program(part, spec, slots=slots, dtype=dtype, chunk=chunk), sharding)
         for options, wanted in TARGETS[target].items():
             yield _report(name, options, low, build(low, sharding, wanted))
@@ -106,10 +107,11 @@ def inspect(
 
 def _report(name: str, options: str, low: Lowered, made: Compiled) -> Report:
     matrices = {leaf.shape for leaf in jax.tree.leaves(low.weights) if len(leaf.shape) == 2}
+    caches = {leaf.shape for leaf in jax.tree.leaves(low.caches)}
     return Report(
         program=name,
         options=options if made.options_used else f"{options}: refused",
-        cache_copies=hlo.second_copies(made.module, {leaf.shape for leaf in jax.tree.leaves(low.caches)}),
+        cache_copies=list(dict.fromkeys(hlo.second_copies(made.module, caches) + hlo.transposes(made.module, caches))),
         weight_copies=hlo.second_copies(made.module, matrices),
         cache_updates=hlo.cache_updates(made.module, hlo.sizes_of(low.caches)),
         launches=thunks.launches(made.thunks),
@@ -122,8 +124,8 @@ def _report(name: str, options: str, low: Lowered, made: Compiled) -> Report:
 
 def table(reports: Sequence[Report]) -> list[str]:
     """Return a Markdown table with a row for each report."""
-    head = ("program", "options", "cache copies", "weight copies", "temporaries, MiB")
-    head += ("kernels a step, round or piece", "before drafting", "a draft", "verify, commit", "graphs", "host loops")
+    head = ["program", "options", "cache copies", "weight copies", "temporaries, MiB"]
+    head += ["kernels a step, round or piece", "before drafting", "a draft", "verify, commit", "graphs", "host loops"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for one in reports:
         parts = one.launches
@@ -138,9 +140,13 @@ def table(reports: Sequence[Report]) -> list[str]:
 def details(one: Report, tree: bool, kernels: bool) -> Iterator[str]:
     """Yield the lines of what a table has no room for: which copies there are, and the tree if it is asked for."""
     title = f"{one.program}, {one.options}"
-    for what, lines in (("cache", one.cache_copies), ("weight", one.weight_copies)):
-        for line in lines:
-            yield f"{title}: copy of a {what}: {line.split(', metadata=')[0]}"
+    for what, copies in (("cache", one.cache_copies), ("weight", one.weight_copies)):
+        # "%fusion.7 = bf16[320,480]{1,0} fusion(...": the type says what is written.
+        kinds = collections.Counter(
+            (found.line.split()[found.root + 2].split("{")[0], found.opcode) for found in copies
+        )
+        for (kind, opcode), count in kinds.items():
+            yield f"{title}: copies of a {what}: {count} x {kind} by {opcode}"
     if tree or kernels:
         yield from (f"\n{title}", *thunks.outline(one.tree, kernels, "  "))
 
@@ -161,7 +167,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--program", choices=PROGRAMS, action="append", help="only this one; may be given repeatedly")
     parser.add_argument("--tree", action="store_true", help="show how loops, graphs and kernels are nested")
     parser.add_argument("--kernels", action="store_true", help="the same, with every kernel by name")
-    parser.add_argument("--wheels", type=Path, default=WHEELS, help="folder of JAX's CUDA plugin, where `make h200` puts")
+    parser.add_argument(
+        "--wheels", type=Path, default=WHEELS, help="folder of JAX's CUDA plugin (default: where make h200 puts it)"
+    )
     args = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")  # The plugin for the H200 is only a compiler here.
     jax.config.update("jax_enable_compilation_cache", False)  # A program from a cache would show no thunks.
@@ -170,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
         config = SHAPES[shape] if shape in SHAPES else read_config(resolve(shape))
         if args.layers is not None:
             config = dataclasses.replace(config, num_hidden_layers=args.layers)
-        programs = args.program or PROGRAMS
+        programs: Sequence[str] = args.program or PROGRAMS
         found = inspect(
             args.target,
             config,
@@ -190,7 +198,9 @@ def main(argv: list[str] | None = None) -> int:
         f"{shape} for {args.target}, {dtype}, {config.num_hidden_layers} layers, exit layer {args.exit_layer}, gamma "
         f"{args.gamma}, {args.slots} slots, one sequence; jax {jax.__version__}\n"
     )
-    print("\n".join([*table(reports), "", *(line for one in reports for line in details(one, args.tree, args.kernels))]))
+    print(
+        "\n".join([*table(reports), "", *(line for one in reports for line in details(one, args.tree, args.kernels))])
+    )
     return 0
 
 

@@ -81,7 +81,7 @@ def lower(program: Program, sharding: Sharding | None = None) -> Lowered:
     """
     spec, batch, slots, dtype = program.spec, program.batch, program.slots, jnp.dtype(program.dtype)
 
-    def shape(extents: tuple[int, ...], kind: Any) -> jax.ShapeDtypeStruct:
+    def shape(extents: tuple[int, ...], kind: Any) -> Any:
         return jax.ShapeDtypeStruct(extents, kind, sharding=sharding)
 
     def place(tree: Any) -> Any:

@@ -146,7 +146,7 @@ def launches(nodes: list[Thunk]) -> Launches:
 
 
 def outline(nodes: list[Thunk], names: bool = False, indent: str = "") -> list[str]:
-    """Draw the tree: a line for every loop and graph, one for each run of kernels, or for each kernel with ``names``."""
+    """Draw the tree: a line for each loop, graph and run of kernels; one for each kernel with ``names``."""
     lines: list[str] = []
     count = 0
     for node in [*nodes, None]:
