@@ -23,6 +23,8 @@ NESTED = {"while", "call", "conditional"}
 # What may have the size of a cache inside the loop: its update in place, and names for the result.
 IN_PLACE = {*UPDATES, "bitcast", "get-tuple-element", "parameter", "fusion"}
 
+_TURNS = {"transpose", "copy"}
+
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\w+\[[\d,]*\]\S*) ([\w\-]+)\((.*)$")
 _ARRAY = re.compile(r"\w+\[([\d,]*)\]")
@@ -140,26 +142,39 @@ def second_copies(module: Module, shapes: Iterable[Shape]) -> list[Instruction]:
     matrices, which may happen to have as many elements. Of a shape, extents of 1 and the order of the rest do not
     matter.
     """
-    wanted = {_canonical(shape) for shape in shapes}
-    tables = {name: {one.name: one for one in lines} for name, lines in module.computations.items()}
     found = []
-    for computation, one in executed(module):
-        if _multiplies(module, one):
-            continue
-        written = [math.prod(shape) for shape in _written(module, one)]
-        for operand in one.operands:
-            shape = _source(tables[computation], operand)
-            if shape is not None and _canonical(shape) in wanted and math.prod(shape) in written:
-                found.append(one)
-                break
+    for one, operands in _readers(module, shapes):
+        written = {math.prod(shape) for shape in _written(module, one)}
+        if operands and not _multiplies(module, one) and any(size in written for size in operands.values()):
+            found.append(one)
     return found
 
 
 def transposes(module: Module, shapes: Iterable[Shape]) -> list[Instruction]:
-    """Return what turns an array of one of these shapes round in a loop, be it only to read it within a fusion."""
+    """Return the fusions that turn an array of one of these shapes round, be it only to read it."""
+    found = []
+    for one, operands in _readers(module, shapes):
+        if one.opcode == "fusion":
+            table = {inner.name: inner for inner in module.computations[one.called[0]]}
+            turned = [_origin(table, inner.operands[0]) for inner in table.values() if inner.opcode in _TURNS]
+            if any(f" parameter({index})" in origin.line for index in operands for origin in turned if origin):
+                found.append(one)
+    return found
+
+
+def _readers(module: Module, shapes: Iterable[Shape]) -> Iterator[tuple[Instruction, dict[int, int]]]:
+    """Yield what is executed, and which of its operands are such arrays (position, elements): not results like them."""
     wanted = {_canonical(shape) for shape in shapes}
-    turning = [one for one in in_loops(module) if one.opcode in ("transpose", "copy") and len(one.shapes) == 1]
-    return [one for one in turning if _canonical(one.shapes[0]) in wanted]
+    tables = {name: {one.name: one for one in lines} for name, lines in module.computations.items()}
+    for computation, one in executed(module):
+        operands = {}
+        for index, name in enumerate(one.operands):
+            origin = _origin(tables[computation], name)
+            if origin is None or len(origin.shapes) != 1 or _canonical(origin.shapes[0]) not in wanted:
+                continue
+            if origin.opcode in NAMES or not _written(module, origin):  # An argument, or one updated in place.
+                operands[index] = origin.size
+        yield one, operands
 
 
 def _canonical(shape: Shape) -> Shape:
@@ -171,11 +186,11 @@ def _multiplies(module: Module, one: Instruction) -> bool:
     return any(found.opcode in ("dot", "convolution") or '"__cublas' in found.line for found in inner)
 
 
-def _source(table: dict[str, Instruction], name: str) -> Shape | None:
-    """Return the shape of an operand, before it was given others by bitcasts."""
+def _origin(table: dict[str, Instruction], name: str) -> Instruction | None:
+    """Return what an operand was before bitcasts gave it other shapes."""
     while name in table and table[name].opcode == "bitcast":
         name = table[name].operands[0]
-    return table[name].shapes[0] if name in table and len(table[name].shapes) == 1 else None
+    return table.get(name)
 
 
 def _written(module: Module, one: Instruction) -> list[Shape]:
@@ -191,9 +206,8 @@ def _written(module: Module, one: Instruction) -> list[Shape]:
 
 
 def _updates(table: dict[str, Instruction], name: str) -> bool:
-    while table[name].opcode == "bitcast":
-        name = table[name].operands[0]
-    return table[name].opcode in UPDATES
+    origin = _origin(table, name)
+    return origin is not None and origin.opcode in UPDATES
 
 
 def sizes_of(tree: Any) -> set[int]:

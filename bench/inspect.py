@@ -99,7 +99,7 @@ def inspect(
     for name in programs:
         spec = dec.DecodeSpec(config, exit_layer, 0 if name == "plain" else gamma)
         part, spec = ("prefill", spec.for_prefill) if name == "prefill" else ("decode", spec)
-        chunk = dec.prefill_chunk(slots // 2, slots, 1)  # Half of the cache: what is written then has another shape.
+        chunk = dec.prefill_chunk(slots // 2, slots, 1)
         low = lower(Program(part, spec, slots=slots, dtype=dtype, chunk=chunk), sharding)
         for options, wanted in TARGETS[target].items():
             yield _report(name, options, low, build(low, sharding, wanted))
