@@ -1,5 +1,4 @@
-"""tune on a tiny random model: what it looks at, what it returns and stores. How fast anything is decides nothing here,
-but for one thing: where no draft is right, a round does more than a plain step, and drafting cannot pay."""
+"""tune on a tiny random model: what it looks at, what it returns and stores. How fast anything is decides nothing."""
 
 from __future__ import annotations
 
@@ -15,6 +14,7 @@ import pytest
 
 import kangaroo_jax
 from kangaroo_jax import timers
+from kangaroo_jax.cli import main
 from kangaroo_jax.model import KangarooConfig, init_adapter
 from kangaroo_jax.replay import replay, trace
 from kangaroo_jax.store import save_adapter
@@ -61,6 +61,14 @@ def outcome(tiny: kangaroo_jax.Params, adapters: list[Path]) -> tuple[kangaroo_j
 @pytest.fixture(scope="module")
 def tuning(outcome: tuple[kangaroo_jax.Tuning, int]) -> kangaroo_jax.Tuning:
     return outcome[0]
+
+
+@pytest.fixture(scope="module")
+def slow(tuning: kangaroo_jax.Tuning) -> kangaroo_jax.Tuning:
+    """The same, where the best setting had turned out slower than plain decoding."""
+    chosen = next(setting for setting in tuning.settings if (setting.gamma, setting.eta) == (5, 0.3))
+    chosen = dataclasses.replace(chosen, measured=0.9)
+    return dataclasses.replace(tuning, chosen=chosen, params=_with_choice(tuning.params, chosen))
 
 
 def test_every_setting_is_predicted(tuning: kangaroo_jax.Tuning, outcome: tuple[kangaroo_jax.Tuning, int]) -> None:
@@ -122,14 +130,19 @@ def test_the_best_and_what_there_was_are_measured(tuning: kangaroo_jax.Tuning) -
     assert tuning.before == (5, 0.3) and tuning.identical
 
 
-def test_where_nothing_pays_decoding_is_plain(tuning: kangaroo_jax.Tuning) -> None:
-    assert not tuning.pays and tuning.draft.method == "plain"
-    assert "plain decoding: no setting pays" in str(tuning)
-    usual = kangaroo_jax.generate(tuning.params, PROMPTS[0], max_new_tokens=9)
-    asked = kangaroo_jax.generate(tuning.params, PROMPTS[0], max_new_tokens=9, method="kangaroo")
+def test_where_nothing_pays_decoding_is_plain(slow: kangaroo_jax.Tuning) -> None:
+    assert not slow.pays and slow.draft.method == "plain"
+    assert "plain decoding: no setting pays (best: gamma 5, eta 0.3: 0.90x)" in str(slow)
+    usual = kangaroo_jax.generate(slow.params, PROMPTS[0], max_new_tokens=9)
+    asked = kangaroo_jax.generate(slow.params, PROMPTS[0], max_new_tokens=9, method="kangaroo")
     assert (usual.stats.method, usual.stats.gamma) == ("plain", 0)
-    assert (asked.stats.method, asked.stats.gamma) == ("kangaroo", tuning.chosen.gamma)
+    assert (asked.stats.method, asked.stats.gamma) == ("kangaroo", 5)
     assert usual.token_ids == asked.token_ids
+    pieces = kangaroo_jax.stream(slow.params, PROMPTS[0], max_new_tokens=9)
+    with pytest.raises(StopIteration) as end:
+        while True:
+            next(pieces)
+    assert end.value.value.stats.method == "plain"
 
 
 def test_where_something_pays_its_gamma_and_eta_are_the_defaults(tiny: kangaroo_jax.Params) -> None:
@@ -149,24 +162,22 @@ def test_a_gamma_is_measured_with_its_best_eta_alone() -> None:
 
 
 def test_saved_and_loaded_the_choice_is_the_default(
-    tuning: kangaroo_jax.Tuning, tiny_model: Path, adapters: list[Path], tmp_path: Path
+    slow: kangaroo_jax.Tuning, tiny_model: Path, adapters: list[Path], tmp_path: Path
 ) -> None:
-    out = tuning.save(out=tmp_path / "tuned")
+    out = slow.save(out=tmp_path / "tuned")
     again = kangaroo_jax.load(tiny_model, adapter=out)
-    assert again.draft == tuning.draft
+    assert again.draft == slow.draft and again.draft.method == "plain"
     assert kangaroo_jax.generate(again, "a", max_new_tokens=5).stats.method == "plain"
     assert kangaroo_jax.generate(again, "a", max_new_tokens=5, method="kangaroo").stats.draft_lengths
     note = json.loads((out / "adapter_config.json").read_text())["tuning"]
-    assert note == tuning.note() and note["device"] == "cpu" and note["versions"]["jax"] == jax.__version__
-
-    chosen = adapters[tuning.chosen.adapter]
-    assert tuning.save() == chosen and kangaroo_jax.load(tiny_model, adapter=chosen).draft == tuning.draft
+    assert note == slow.note() and note["device"] == "cpu" and note["versions"]["jax"] == jax.__version__
+    assert slow.save() == adapters[0] and kangaroo_jax.load(tiny_model, adapter=adapters[0]).draft == slow.draft
 
 
-def test_the_outcome_as_json_and_as_a_table(tuning: kangaroo_jax.Tuning) -> None:
-    fields = json.loads(json.dumps(tuning.as_dict()))
-    assert len(fields["settings"]) == len(tuning.settings) and fields["pays"] is False
-    assert fields["chosen"]["gamma"] == tuning.chosen.gamma and fields["method"] == "plain"
+def test_the_outcome_as_json_and_as_a_table(tuning: kangaroo_jax.Tuning, slow: kangaroo_jax.Tuning) -> None:
+    fields = json.loads(json.dumps(slow.as_dict()))
+    assert len(fields["settings"]) == len(slow.settings) and fields["pays"] is False
+    assert fields["chosen"]["gamma"] == 5 and fields["method"] == "plain"
     table = str(tuning).splitlines()
     assert table[0].split() == ["gamma", "eta", "tokens/round", "drafted", "predicted", "measured"]
     assert sum("<- chosen" in line for line in table) == 1
@@ -199,3 +210,33 @@ def test_bad_input(tiny: kangaroo_jax.Params, tuning: kangaroo_jax.Tuning, tmp_p
 def test_prompts_of_one_token_cannot_be_tuned_on(tiny: kangaroo_jax.Params) -> None:
     with pytest.raises(ValueError, match="no prompt gives more than one token"):
         kangaroo_jax.tune(tiny, [[7] * 100], max_new_tokens=30, max_gamma=5)  # A context of 101.
+
+
+def test_the_command_prints_and_stores(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here, and not in tests/cli, because the programs it runs are compiled already."""
+    monkeypatch.setattr(timers, "SECONDS", 0.01)
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    record = model / "adapter" / "adapter_config.json"
+    file, before = tmp_path / "prompts.jsonl", record.read_bytes()
+    file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
+    command = ["tune", "--model", str(model), "--prompts", str(file), "--max-new-tokens", "30", "--max-gamma", "5"]
+    command += ["--candidates", "1", "--repeats", "1"]
+    assert main(command) == 0
+    out = capsys.readouterr()
+    assert "<- chosen" in out.out and out.err == "nothing is stored; --save stores the choice with the adapter\n"
+    assert record.read_bytes() == before
+
+    assert main([*command, "--save", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["saved"] == str(model / "adapter")
+    draft, chosen = kangaroo_jax.load(model).draft, printed["chosen"]
+    assert (draft.gamma, draft.eta, draft.method) == (chosen["gamma"], chosen["eta"], printed["method"])
+
+    # Every command decodes so now, unless it is told otherwise.
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"method": "plain", "gamma": 5}))
+    for extra, method in (([], "plain"), (["--method", "kangaroo"], "kangaroo")):
+        assert main(["import os", "--model", str(model), "--max-new-tokens", "3", "--json", *extra]) == 0
+        assert json.loads(capsys.readouterr().out)["method"] == method
