@@ -56,6 +56,7 @@ class Plan:
         stop_strings: strings that end the text.
         seed: seed of the random numbers, or None for other ones each time.
         copies: sequences to draw for each prompt.
+        drafter_weights: weights of a drafter other than Kangaroo's.
     """
 
     method: str
@@ -66,6 +67,7 @@ class Plan:
     stop_strings: tuple[str, ...]
     seed: int | None
     copies: int
+    drafter_weights: Any = None
 
     def keys(self, prompts: int) -> np.ndarray:
         """Return the random key of every sequence, ``[prompts * copies, 2]``.
