@@ -215,9 +215,7 @@ def differences(answers: Answers) -> list[Difference]:
     first: dict[int, Answer] = {}
     for answer in sorted(answers[PLAIN], key=lambda answer: answer.run):
         first.setdefault(answer.question_id, answer)
-    found = [
-        difference(name, answer, first[answer.question_id]) for name, given in answers.items() for answer in given
-    ]
+    found = [difference(name, answer, first[answer.question_id]) for name, given in answers.items() for answer in given]
     return [each for each in found if each is not None]
 
 
@@ -232,7 +230,9 @@ def difference(method: str, answer: Answer, plain: Answer) -> Difference | None:
         mine, theirs = turn.token_ids, base.token_ids
         if (mine, turn.finish_reason) == (theirs, base.finish_reason):
             continue
-        at = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(map(len, (mine, theirs))))
+        at = next(
+            (i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(map(len, (mine, theirs)))
+        )
         tokens_there = (ids[at] if at < len(ids) else None for ids in (theirs, mine))
         return Difference(method, answer.question_id, answer.task, answer.run, place, at, *tokens_there)
     return None
