@@ -144,11 +144,12 @@ def harness_figures(answers: Sequence[Answer], plain: Sequence[Answer]) -> dict[
 
 def tokens_per_second(answers: Sequence[Answer]) -> float:
     """Return tokens over wall time, each question with its median over the runs."""
-    times, counts = collections.defaultdict(list), collections.defaultdict(list)
+    times: dict[int, list[float]] = collections.defaultdict(list)
+    counts: dict[int, list[int]] = collections.defaultdict(list)
     for answer in answers:
         times[answer.question_id].append(seconds(answer))
         counts[answer.question_id].append(tokens(answer))
-    return sum(map(statistics.median, counts.values())) / sum(map(statistics.median, times.values()))
+    return sum(statistics.median(n) for n in counts.values()) / sum(statistics.median(t) for t in times.values())
 
 
 def bootstrap_interval(values: Sequence[float]) -> list[float] | None:

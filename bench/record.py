@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,9 +39,9 @@ def new_record(
         repeats: runs.
         command: the command's arguments.
     """
-    name = Path(params.name).name
+    name = Path(params.name).resolve().name
     return {
-        "command": " ".join(["python -m bench.spec_bench", *command]),
+        "command": shlex.join(["python", "-m", "bench.spec_bench", *command]),
         "identity": {
             "model": name,
             "weights": digest((params.target, params.adapter)),

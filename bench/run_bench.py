@@ -16,7 +16,7 @@ from bench.answer_file import claimed
 from bench.answers import Answer
 from bench.folder import RESULTS, TABLES, Folder, answer_settings
 from bench.interleave import WARM_UPS, Protocol
-from bench.methods import Ready, chosen
+from bench.methods import METHODS, Ready, chosen
 from bench.metrics import PLAIN, Answers, difference, rate, summarise
 from bench.questions import Question, prompt_of, read_questions, select
 from bench.record import new_record
@@ -32,8 +32,8 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     Raises:
         ValueError: if something asked for cannot be run; before anything is run.
     """
-    names = chosen([name.strip() for name in args.methods.split(",") if name.strip()] or [PLAIN])
-    names = [PLAIN, *(name for name in names if name != PLAIN)]
+    asked = chosen([name.strip() for name in args.methods.split(",") if name.strip()])
+    names = [name for name in METHODS if name in (PLAIN, *asked)]
     settings = parse_settings(args.set, names)
     questions = select(
         read_questions(args.questions),
@@ -118,6 +118,13 @@ def measure(
                     bar.set_postfix_str(progress(speeds), refresh=False)
                     bar.update()
                 folder.add(answers)
+                said, answered = len(questions[place].turns), len(answers[PLAIN, 1].turns)
+                if answered < said:
+                    tqdm.write(
+                        f"question {questions[place].question_id}: {said - answered} of {said} turns left out, "
+                        "they do not fit the model's context",
+                        file=sys.stderr,
+                    )
                 if record["identity"]["dtype"] == "float32":
                     report(answers)
     finally:  # Also of a run that is interrupted.

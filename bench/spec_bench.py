@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--repeats", type=int, default=3, metavar="N", help="runs (default: %(default)s)")
     add("--no-split", action="store_true", help="do not measure what the parts of a round cost")
     add("--out", type=Path, metavar="DIR", help="where everything goes (default: runs/spec_bench/MODEL)")
-    add("--force", action="store_true", help="begin anew where --out holds answers of other settings")
+    add("--force", action="store_true", help="remove the answers that --out holds, and begin anew")
     return parser
 
 
@@ -89,7 +89,7 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     if args.questions is None:
         if not embedded:
             raise ValueError(
-                f"no questions for {args.model}; pass --questions FILE (question.jsonl of github.com/hemingkx/Spec-Bench)"
+                f"no questions for {args.model}; pass --questions FILE, such as Spec-Bench's question.jsonl"
             )
         args.questions = JOEY_QUESTIONS
     if args.max_new_tokens is None:

@@ -122,6 +122,7 @@ def recipe(record: Mapping[str, Any], results: Mapping[str, Any]) -> str:
             f"* without repetition: without the {repetitive} questions whose answer repeats one pattern",
             "* CR counts verify rounds; CR with prefill counts each prefill as a round of one token, too",
             f"* {lossless}",
+            *(f"* {name}: {_settings(method)}" for name, method in record["methods"].items()),
         )
     )
 
@@ -137,6 +138,11 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
     rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
     return "\n".join([line(rows[0]), rule, *map(line, rows[1:])])
+
+
+def _settings(method: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in method["settings"].items())
+    return "; ".join(text for text in (method["about"], settings, method["source"]) if text)
 
 
 def _times(value: float | None) -> str:
