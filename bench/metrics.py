@@ -12,8 +12,8 @@ and ``figures`` are, of one method on one task or on all of them:
 * ``speedup``: median over questions of the median over runs of the ratio to plain in the same run (neighbours in
   time); ``speedup_interval``: its 95 % bootstrap interval over questions; ``speedups``: the ratio of each question
 * ``speedup_without_repetition``: the same without questions whose plain answer repeats one pattern
-* ``harness_speedup`` {mean, std over runs}: mean over questions of tokens/s over the same of plain, as Spec-Bench's
-  ``speed.py`` has it; ``harness_tokens_per_second``: the mean alone
+* ``harness_speedup`` {mean, std over runs; None of one}: mean over questions of tokens/s over the same of plain, as
+  Spec-Bench's ``speed.py`` has it; ``harness_tokens_per_second``: the mean alone
 * ``compression_rate``: mean tokens committed in a verify round; ``compression_rate_with_prefill``: the same if each
   prefill counts as a round of one token, as in the authors' files
 * ``ctar``: share of rounds that committed more than w tokens, w = 1..gamma
@@ -136,9 +136,10 @@ def harness_figures(answers: Sequence[Answer], plain: Sequence[Answer]) -> dict[
 
     mine, base = means(answers), means(plain)
     ratios = [mine[run] / base[run] for run in mine if base[run] > 0]
+    spread = statistics.stdev(ratios) if len(ratios) > 1 else None
     return {
         "harness_tokens_per_second": statistics.mean(mine.values()),
-        "harness_speedup": {"mean": statistics.mean(ratios), "std": statistics.pstdev(ratios)} if ratios else None,
+        "harness_speedup": {"mean": statistics.mean(ratios), "std": spread} if ratios else None,
     }
 
 

@@ -61,7 +61,7 @@ def overall(record: Mapping[str, Any], results: Mapping[str, Any]) -> str:
                 f"{found['tokens_per_second']:.{0 if found['tokens_per_second'] >= 100 else 1}f}",
                 _times(found["speedup"]) + span,
                 _times(found["speedup_without_repetition"]),
-                f"{harness['mean']:.2f} ± {harness['std']:.2f}" if harness else "-",
+                _spread(harness),
                 _number(found["compression_rate"]),
                 _number(found["compression_rate_with_prefill"]),
                 _number(found["drafted_per_round"]),
@@ -147,6 +147,12 @@ def _settings(method: Mapping[str, Any]) -> str:
 
 def _times(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}x"
+
+
+def _spread(value: Mapping[str, float | None] | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value['mean']:.2f}x" + (f" ± {value['std']:.2f}" if value["std"] is not None else "")
 
 
 def _number(value: float | None) -> str:

@@ -52,7 +52,7 @@ def test_speed() -> None:
     # speed.py counts 19 tokens. Run 1: the mean of 19 and 19 over that of 9.5 and 4.75; run 2: 9.5, 19 over 19/3, 4.75.
     first, second = 38 / 14.25, 28.5 / (19 / 3 + 4.75)
     assert found["harness_speedup"]["mean"] == pytest.approx((first + second) / 2)
-    assert found["harness_speedup"]["std"] == pytest.approx(abs(first - second) / 2)
+    assert found["harness_speedup"]["std"] == pytest.approx(abs(first - second) / 2**0.5)
     assert found["harness_tokens_per_second"] == pytest.approx((19 + 14.25) / 2)
 
 
@@ -73,6 +73,7 @@ def test_rounds() -> None:
     base = figures(PLAIN[:1], PLAIN[:1])
     assert base["ctar"] == [] and base["acceptance_rate"] is None and base["drafted_per_round"] == 0
     assert (base["speedup"], base["compression_rate"], base["speedup_interval"]) == (1, 1, None)
+    assert base["harness_speedup"] == {"mean": 1, "std": None}
 
 
 def test_an_answer_without_rounds_has_no_rates() -> None:

@@ -28,7 +28,7 @@ ROWS = [
     {"question_id": 91, "category": "qa", "turns": ["for i in"]},
     {"question_id": 95, "category": "docstring", "turns": ['"""Return']},
 ]
-METHOD_NAMES = ["plain", "kangaroo", "early-exit"]
+METHOD_NAMES = ["plain", "kangaroo", "kangaroo-fixed"]  # One program for the last two.
 FILES = [
     f"spec_bench/model_answer_temp0_run_{run}/tiny-{method}.jsonl" for run in (1, 2) for method in sorted(METHOD_NAMES)
 ]
@@ -42,18 +42,9 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(model: Path, questions: Path, out: Path, *more: str) -> list[str]:
-    common = [
-        "--methods",
-        "early-exit,kangaroo",
-        "--max-new-tokens",
-        "8",
-        "--repeats",
-        "2",
-        "--dtype",
-        "float32",
-        "--no-split",
-    ]
-    return ["--model", str(model), "--questions", str(questions), "--out", str(out), *common, *more]
+    where = ["--model", str(model), "--questions", str(questions), "--out", str(out)]
+    what = ["--methods", "kangaroo-fixed,kangaroo", "--max-new-tokens", "8", "--repeats", "2", "--no-split"]
+    return [*where, *what, "--dtype", "float32", *more]
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +164,7 @@ def test_a_full_disk_is_one_line(
     for name in FILES:
         lines = (out / name).read_bytes().splitlines(keepends=True)
         (out / name).write_bytes(b"".join(lines[:-1]))
-    size, before = max((out / name).stat().st_size for name in [*FILES, "record.json"]), None
+    size = max((out / name).stat().st_size for name in [*FILES, "record.json"])
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
@@ -197,9 +188,9 @@ def test_a_full_disk_is_one_line(
         (["--repeats", "0"], "--repeats is 0; it must be at least 1"),
         (["--max-new-tokens", "0"], "--max-new-tokens is 0"),
         (["--set", "gamma=3"], "--set gamma=3: write METHOD.NAME=VALUE"),
-        (["--set", "kangaroo-fixed.gamma=3"], "kangaroo-fixed is not among the methods to run"),
+        (["--set", "early-exit.gamma=3"], "early-exit is not among the methods to run"),
         (["--set", "kangaroo.speed=3"], "kangaroo has no setting speed; it has gamma, eta"),
-        (["--set", "early-exit.gamma=big"], "expected a value like 6 (int)"),
+        (["--methods", "early-exit", "--set", "early-exit.gamma=big"], "expected a value like 6 (int)"),
         (["--set", "kangaroo.gamma=0"], "1 of 3 methods cannot run on"),
     ],
 )
@@ -227,8 +218,8 @@ def test_questions_are_needed_for_other_models_than_joey(tiny_model: Path, capsy
     [
         (["--max-new-tokens", "9"], "holds answers with max_new_tokens 8, not 9; pass another --out, or begin anew"),
         (["--repeats", "3"], "with repeats 2, not 3"),
-        (["--set", "early-exit.gamma=5"], "with methods: early-exit "),
-        (["--methods", "kangaroo"], "with methods: early-exit "),
+        (["--set", "kangaroo-fixed.gamma=4"], "with methods: kangaroo-fixed "),
+        (["--methods", "kangaroo"], "with methods: kangaroo-fixed "),
         (["--dtype", "bfloat16"], "with weights "),
     ],
 )
@@ -321,7 +312,7 @@ def test_methods_take_turns(tiny: kangaroo_jax.Params, questions: Path) -> None:
     names = ["a", "b", "c"]
     assert [order(names, turn) for turn in range(4)] == [names, ["b", "c", "a"], ["c", "a", "b"], names]
     ready = {name: make("plain", tiny) for name in names}
-    protocol = Protocol(tiny, ready, dict.fromkeys(names, {}), dict.fromkeys(names, "m"), 2, 2)
+    protocol = Protocol(tiny, ready, {name: {} for name in names}, dict.fromkeys(names, "m"), 2, 2)
     asked = [(name, answer.run) for name, answer in protocol.ask(read_questions(questions)[1], 1)]
     assert asked == [("b", 1), ("c", 1), ("a", 1), ("c", 2), ("a", 2), ("b", 2)]
 
