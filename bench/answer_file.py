@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,18 @@ class AnswerFile:
             os.fsync(file.fileno())
         self.answers.append(answer)
 
+    def keep(self, questions: Collection[int]) -> None:
+        """Drop the answers to all other questions."""
+        kept = [answer for answer in self.answers if answer.question_id in questions]
+        if len(kept) < len(self.answers):
+            self._rewrite(kept)
+
     def sort(self) -> None:
         """Put the lines in the order of the questions' numbers, as Spec-Bench's ``equal.py`` needs them."""
-        self.answers.sort(key=lambda answer: answer.question_id)
+        self._rewrite(sorted(self.answers, key=lambda answer: answer.question_id))
+
+    def _rewrite(self, answers: list[Answer]) -> None:
+        self.answers = answers
         with whole_file(self.path) as staged:
             staged.write_text("".join(answer.to_json() + "\n" for answer in self.answers), encoding="utf-8")
 

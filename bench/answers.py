@@ -17,7 +17,6 @@ which lowers the mean a little; Spec-Bench's files of EAGLE do not.)
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
 import uuid
@@ -47,7 +46,7 @@ class Turn:
         prompt_tokens: tokens of the prompt.
         prefill_seconds: the prefill's share of ``wall_time``.
         finish_reason: ``"stop"`` or ``"length"``.
-        ids_sha256: hash of the new ids, EOS included; equal where two methods gave the same ids.
+        token_ids: the new ids, EOS included; lossless methods give plain decoding's.
     """
 
     text: str
@@ -60,7 +59,7 @@ class Turn:
     prompt_tokens: int
     prefill_seconds: float
     finish_reason: str
-    ids_sha256: str
+    token_ids: tuple[int, ...]
 
     @property
     def new_tokens(self) -> int:
@@ -89,7 +88,7 @@ class Turn:
             prompt_tokens=stats.prompt_tokens,
             prefill_seconds=stats.prefill_seconds,
             finish_reason=generation.finish_reason,
-            ids_sha256=ids_hash(generation.token_ids),
+            token_ids=tuple(map(int, generation.token_ids)),
         )
 
 
@@ -173,11 +172,6 @@ class Answer:
             )
         except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"no answer of this benchmark ({type(error).__name__}: {first_line(error)})") from error
-
-
-def ids_hash(ids: Sequence[int]) -> str:
-    """Return the SHA-256 of ids, as hex digits."""
-    return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()
 
 
 def _as_tuples(value: Any) -> Any:

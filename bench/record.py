@@ -1,0 +1,109 @@
+"""How numbers came about: versions, device, commit, and short names of weights and files."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import kangaroo_jax
+from bench.interleave import WARM_UPS
+from bench.methods import METHODS, Ready
+from bench.questions import speaks_chat
+
+
+def new_record(
+    params: kangaroo_jax.Params,
+    methods: Mapping[str, Ready],
+    questions: Path,
+    *,
+    max_new_tokens: int,
+    repeats: int,
+    command: Sequence[str],
+) -> dict[str, Any]:
+    """Return what ``record.json`` holds at the beginning of a benchmark (``bench.folder``).
+
+    Args:
+        params: the model.
+        methods: ready to run, by name.
+        questions: the file of questions.
+        max_new_tokens: token budget of a turn.
+        repeats: runs.
+        command: the command's arguments.
+    """
+    name = Path(params.name).resolve().name
+    return {
+        "command": shlex.join(["python", "-m", "bench.spec_bench", *command]),
+        "identity": {
+            "model": name,
+            "weights": digest((params.target, params.adapter)),
+            "dtype": params.target["embed_tokens"]["embedding"].dtype.name,
+            "device": jax.local_devices()[0].device_kind,
+            "versions": versions(),
+            "questions": questions.name,
+            "questions_sha256": hashlib.sha256(questions.read_bytes()).hexdigest(),
+            "chat": speaks_chat(params),
+            "max_new_tokens": max_new_tokens,
+            "repeats": repeats,
+            "warm_ups": WARM_UPS,
+            "methods": {key: {**ready.settings, "weights": digest(ready.weights)} for key, ready in methods.items()},
+        },
+        "methods": {key: described(name, ready) for key, ready in methods.items()},
+        "costs": None,
+        "commits": [found] if (found := commit()) else [],
+        "cores": os.cpu_count(),
+        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "compile_seconds": {},
+    }
+
+
+def described(model: str, ready: Ready) -> dict[str, Any]:
+    """Return what a record says of a method."""
+    method, spec = METHODS[ready.name], ready.spec
+    return {
+        "about": method.about,
+        "source": method.source,
+        "settings": dict(ready.settings),
+        "gamma": spec.gamma,
+        "exit_layer": spec.exit_layer,
+        "rows": spec.rows if spec.gamma else 1,
+        "added_parameters": ready.added_parameters,
+        "model_id": f"{model}-{ready.name}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that numbers depend on."""
+    return {name: importlib.metadata.version(name) for name in ("kangaroo-jax", "jax", "jaxlib")}
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout this runs from, "+" behind it if files differ; None outside of one."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):  # No git, or a checkout that it will not read.
+        return None
+
+
+def digest(tree: Any) -> str:
+    """Return a short name of weights, by their shapes and first rows."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        found.update(f"{np.shape(leaf)}".encode())
+        found.update(np.asarray(leaf[:1] if np.ndim(leaf) else leaf).tobytes())
+    return found.hexdigest()[:16]

@@ -1,0 +1,197 @@
+"""A benchmark from checked arguments to its tables: load, make the methods, ask, write, summarise."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+import kangaroo_jax
+from bench.answer_file import claimed
+from bench.answers import Answer
+from bench.folder import RESULTS, TABLES, Folder, answer_settings
+from bench.interleave import WARM_UPS, Protocol
+from bench.methods import METHODS, Ready, chosen
+from bench.metrics import PLAIN, Answers, difference, rate, summarise
+from bench.questions import Question, prompt_of, read_questions, select
+from bench.record import new_record
+from bench.settings import make_all, parse_settings
+from bench.split import measure_parts, time_split
+from bench.tables import tables
+from kangaroo_jax.store.files import whole_file, write_json
+
+
+def run(args: argparse.Namespace, command: Sequence[str]) -> int:
+    """Run a benchmark; returns the exit status: 0, or 1 if float32 ids differed from plain decoding's.
+
+    Raises:
+        ValueError: if something asked for cannot be run; before anything is run.
+    """
+    asked = chosen([name.strip() for name in args.methods.split(",") if name.strip()])
+    names = [name for name in METHODS if name in (PLAIN, *asked)]
+    settings = parse_settings(args.set, names)
+    questions = select(
+        read_questions(args.questions),
+        begin=args.question_begin,
+        end=args.question_end,
+        per_category=args.per_category,
+        tasks=[task.strip() for task in args.tasks.split(",")] if args.tasks else None,
+    )
+    params = kangaroo_jax.load(args.model, adapter=args.adapter, exit_layer=args.exit_layer, dtype=args.dtype)
+    questions = fitting(params, questions, args.skip_long)
+    methods = make_all(names, params, settings)
+    record = new_record(
+        params,
+        methods,
+        args.questions,
+        max_new_tokens=args.max_new_tokens,
+        repeats=args.repeats,
+        command=command,
+    )
+    with claimed(args.out):
+        folder = Folder(args.out, record | {"began": now(), "ended": None}, args.force)
+        measure(folder, params, methods, questions, args)
+        if not folder.record["costs"] and not args.no_split:
+            split(folder, params, methods, questions)
+        return conclude(folder)
+
+
+def fitting(params: kangaroo_jax.Params, questions: list[Question], skip: bool) -> list[Question]:
+    """Return the questions whose first turn fits the model's context.
+
+    Raises:
+        ValueError: if one does not and is not to be left out, or none does.
+    """
+    kept: list[Question] = []
+    problems: list[ValueError] = []
+    for question in questions:
+        try:
+            prompt_of(params, question, [])
+            kept.append(question)
+        except ValueError as error:
+            problems.append(error)
+    if problems and not (skip and kept):
+        raise ValueError(f"{problems[0]} ({len(problems)} of {len(questions)} questions; --skip-long leaves them out)")
+    return kept
+
+
+def measure(
+    folder: Folder,
+    params: kangaroo_jax.Params,
+    methods: Mapping[str, Ready],
+    questions: list[Question],
+    args: argparse.Namespace,
+) -> None:
+    """Ask all questions that the folder has no answers to, and write these as they come."""
+    done, record = folder.done, folder.record
+    todo = [place for place, question in enumerate(questions) if question.question_id not in done]
+    if not todo:
+        return
+    protocol = Protocol(
+        params,
+        methods,
+        {name: answer_settings(record, name) for name in methods},
+        {name: record["methods"][name]["model_id"] for name in methods},
+        args.max_new_tokens,
+        args.repeats,
+        record["compile_seconds"],
+    )
+    quiet = not sys.stderr.isatty()
+    with tqdm(total=len(methods) * WARM_UPS, desc="warming up", unit="run", disable=quiet, leave=False) as bar:
+        protocol.warm_up(questions[0], bar.update)
+    per_question = len(methods) * args.repeats
+    speeds: dict[str, list[float]] = {name: [rate(a) for a in found] for name, found in folder.answers().items()}
+    total = len(questions) * per_question
+    try:
+        with tqdm(total=total, initial=total - len(todo) * per_question, unit="answer", disable=quiet) as bar:
+            for place in todo:
+                answers: dict[tuple[str, int], Answer] = {}
+                for name, answer in protocol.ask(questions[place], place):
+                    answers[name, answer.run] = answer
+                    speeds[name].append(rate(answer))
+                    bar.set_description(f"{name}, question {answer.question_id}", refresh=False)
+                    bar.set_postfix_str(progress(speeds), refresh=False)
+                    bar.update()
+                folder.add(answers)
+                said, answered = len(questions[place].turns), len(answers[PLAIN, 1].turns)
+                if answered < said:
+                    tqdm.write(
+                        f"question {questions[place].question_id}: {said - answered} of {said} turns left out, "
+                        "they do not fit the model's context",
+                        file=sys.stderr,
+                    )
+                if record["identity"]["dtype"] == "float32":
+                    report(answers)
+    finally:  # Also of a run that is interrupted.
+        folder.save()
+
+
+def progress(speeds: Mapping[str, Sequence[float]]) -> str:
+    """Return the methods' speeds so far."""
+    known = {name: statistics.median(found) for name, found in speeds.items() if found}
+    return ", ".join(f"{name} {value:.4g}" for name, value in known.items()) + " tokens/s"
+
+
+def report(answers: Mapping[tuple[str, int], Answer]) -> None:
+    """Say at once where answers to a question differ from plain decoding's."""
+    for (name, _), answer in answers.items():
+        if found := difference(name, answer, answers[PLAIN, 1]):
+            tqdm.write(f"NOT LOSSLESS: {found}", file=sys.stderr)
+
+
+def split(
+    folder: Folder, params: kangaroo_jax.Params, methods: Mapping[str, Ready], questions: Sequence[Question]
+) -> None:
+    """Measure what the parts of the methods' rounds cost, and note it in the record."""
+    quiet = not sys.stderr.isatty()
+    with tqdm(total=len(methods), desc="costs of parts", unit="method", disable=quiet, leave=False) as bar:
+        folder.record["costs"] = measure_parts(methods, prompt_of(params, questions[0], []), tick=bar.update)
+    folder.save()
+
+
+def results_of(answers: Answers, costs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what ``results.json`` holds: ``bench.metrics.summarise`` with ``seconds`` by part (``bench.split``)."""
+    results = summarise(answers)
+    for task, table in [(None, results["overall"]), *results["tasks"].items()]:
+        plain = [answer for answer in answers[PLAIN] if task in (None, answer.task)]
+        for name, found in table.items():
+            mine = [answer for answer in answers[name] if task in (None, answer.task)]
+            found["seconds"] = time_split(mine, plain, (costs or {}).get(name))
+    return results
+
+
+def conclude(folder: Folder) -> int:
+    """Write and print results; returns the exit status."""
+    for file in folder.files.values():
+        file.sort()
+    folder.record["ended"] = now()
+    folder.save()
+    results = results_of(folder.answers(), folder.record["costs"])
+    write_json(folder.path / RESULTS, results)
+    text = tables(folder.record, results)
+    with whole_file(folder.path / TABLES) as staged:
+        staged.write_text(text, encoding="utf-8")
+    print(text)
+    print(f"written to {folder.path}")
+    if not (found := results["differences"]):
+        return 0
+    if folder.record["identity"]["dtype"] != "float32":
+        print(
+            f"{len(found)} of {results['compared']} answers differ from plain decoding's, as rounding of narrow "
+            "dtypes can have it; kangaroo_jax.verify_lossless tells ties from mistakes",
+            file=sys.stderr,
+        )
+        return 0
+    for each in found:
+        print(f"NOT LOSSLESS: {each}", file=sys.stderr)
+    return 1
+
+
+def now() -> str:
+    """Return the time, as a record has it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
