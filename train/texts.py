@@ -15,7 +15,8 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
-from train.corpus import TokenTexts, is_held_out
+from kangaroo_jax.text.sources import is_held_out
+from train.corpus import TokenTexts
 from train.rows import TABLE_SUFFIXES, TEXT_SUFFIXES, Source
 
 BLOCK_LINES = 64
