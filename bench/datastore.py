@@ -77,7 +77,7 @@ def make_datastore(
         The number of tokens.
 
     Raises:
-        ValueError: if the library that sorts is missing, or the texts hold no token.
+        ValueError: if the library that sorts is missing, or the texts hold no token, or too many.
     """
     try:
         import pydivsufsort
@@ -95,6 +95,8 @@ def make_datastore(
     tokens = np.concatenate([np.empty(0, kind), *pieces])
     if not len(tokens):
         raise ValueError(f"no token in {data}; pass other text")
+    if len(tokens) > np.iinfo(np.int32).max:
+        raise ValueError(f"{data} has {len(tokens):,} tokens; a datastore holds 2^31 - 1: pass less text")
     with whole_directory(folder, replace=replace) as staged:
         if not quiet:
             print(f"sorting {len(tokens):,} suffixes", file=sys.stderr)

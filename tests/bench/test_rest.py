@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,13 @@ NEW_TOKENS = 40
 SMALL = {"num_draft": 7, "matches": 50, "continuation": 4}
 
 Tree = dict[tuple[int, ...], int]
+
+
+@partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def retrieve(store: Datastore, text: Any, length: Any, span: int, matches: int, depth: int, number: int) -> Any:
+    match = longest_match(store, text, length, span)
+    lines, valid = continuations(store, *match, matches, depth)
+    return match, lines, valid, frequent_prefixes(lines, valid, number)
 
 
 def stored(tokens: list[int]) -> Datastore:
@@ -59,16 +67,10 @@ def test_the_most_frequent_continuations_of_the_longest_suffix(vocab: int, numbe
     rng = np.random.default_rng(vocab)
     tokens = rng.integers(0, vocab, 307).tolist()
     store, spans = stored(tokens), set()
-
-    @jax.jit
-    def retrieve(text: Any, length: Any) -> Any:
-        first, found, span = longest_match(store, text, length, 7)
-        return frequent_prefixes(*continuations(store, first, found, span, 311, depth), number), found, span
-
     for _ in range(60):
         length = int(rng.integers(1, 20))
         text = np.array([*rng.integers(0, vocab, length), *rng.integers(0, vocab, 23 - length)], np.int32)
-        prefixes, found, span = retrieve(text, length)
+        (_, found, span), _, _, prefixes = retrieve(store, text, length, 7, 311, depth, number)
         expected_span, counts = brute_force(tokens, text[:length].tolist(), 7, depth)
         tree = as_tree(prefixes)
         assert (int(span) if found else 0) == expected_span
@@ -80,19 +82,16 @@ def test_the_most_frequent_continuations_of_the_longest_suffix(vocab: int, numbe
 
 def test_the_end_of_the_datastore_is_the_end_of_a_continuation() -> None:
     store = stored([1, 2, 3, 9, 1, 2])
-    text = jnp.array([7, 1, 2, 0])
-    first, found, span = longest_match(store, text, jnp.array(3), 16)
-    assert (int(found), int(span)) == (2, 2)
-    lines, valid = continuations(store, first, found, span, 4, 3)
+    (_, found, span), lines, valid, prefixes = retrieve(store, jnp.array([7, 1, 2, 0]), 3, 16, 4, 3, 5)
+    assert (int(found), int(span), int(valid)) == (2, 2, 2)
     assert lines[:2].tolist() == [[-1, -1, -1], [3, 9, 1]]
-    assert as_tree(frequent_prefixes(lines, valid, 5)) == {(3,): 1, (3, 9): 1, (3, 9, 1): 1}
+    assert as_tree(prefixes) == {(3,): 1, (3, 9): 1, (3, 9, 1): 1}
 
 
 def test_of_many_matches_some_are_looked_at_from_end_to_end() -> None:
     """After 1 1 come 0 to 99, in this order in the suffix array."""
     store = stored([token for i in range(100) for token in (101, 101, i)])
-    first, found, span = longest_match(store, jnp.array([101, 101]), jnp.array(2), 16)
-    lines, valid = continuations(store, first, found, span, 30, 1)
+    _, lines, valid, _ = retrieve(store, jnp.array([101, 101]), 2, 16, 30, 1, 5)
     assert int(valid) == 30 and lines[:, 0].tolist() == [i * 100 // 30 for i in range(30)]
 
 

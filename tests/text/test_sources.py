@@ -21,6 +21,12 @@ def test_a_folder_is_split_by_the_paths_in_it(text_folder: Path) -> None:
     assert sorted([*train, *held], key=lambda file: file.name) == files
 
 
+def test_other_kinds_of_text_can_be_asked_for(text_folder: Path) -> None:
+    (text_folder / "aaa.md").write_text("words\n")
+    assert [file.name for file in read_sources(text_folder, (".txt", ".md"))] == ["aaa.md"]
+    assert len(read_sources(text_folder, (".py", ".md"))) == 31
+
+
 def test_a_folder_without_sources_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no \.py files below"):
         split_sources([tmp_path])
