@@ -20,7 +20,8 @@ from kangaroo_jax.store.mapping import (
     from_flax,
     to_flax,
 )
-from kangaroo_jax.store.names import ALIASES, EMBEDDED, home, resolve
+from kangaroo_jax.store.medusa import load_medusa, save_medusa
+from kangaroo_jax.store.names import ALIASES, EMBEDDED, companion, home, resolve
 from kangaroo_jax.store.record import fingerprint
 
 __all__ = [
@@ -35,12 +36,14 @@ __all__ = [
     "Params",
     "Placement",
     "as_dtype",
+    "companion",
     "default_dtype",
     "find_adapter",
     "fingerprint",
     "from_flax",
     "home",
     "load_adapter",
+    "load_medusa",
     "load_target",
     "open_hf",
     "read_config",
@@ -48,6 +51,7 @@ __all__ = [
     "resolve",
     "restore_params",
     "save_adapter",
+    "save_medusa",
     "save_params",
     "to_flax",
     "write_hf",
