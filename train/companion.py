@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,7 +42,7 @@ class Job:
         data: training and held-out text, in the target's tokens.
         out: where the result goes.
         options: those of the command.
-        command: the command, for the record.
+        origin: command, versions and commit, for the record.
     """
 
     config: LlamaConfig
@@ -51,7 +50,7 @@ class Job:
     data: Data
     out: Path
     options: argparse.Namespace
-    command: str
+    origin: Mapping[str, Any]
 
     @property
     def workspace(self) -> Path:
@@ -128,7 +127,7 @@ def prepare(args: argparse.Namespace, argv: Sequence[str], marker: str) -> Job:
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / marker).is_file()):
         raise ValueError(f"--out {out} holds something else than an earlier result; pass another folder")
     data = read_data(args, config, load_tokenizer(directory))
-    job = Job(config, directory, data, out, args, shlex.join(["python", "-m", args.module, *argv]))
+    job = Job(config, directory, data, out, args, provenance(argv, args.module))
     check_writable(job.workspace)
     return job
 
@@ -185,8 +184,7 @@ def train(
             name=args.what,
         )
         figures = figures_at(job.workspace / LOG, steps)
-        origin = provenance(()) | {"command": job.command}
-        write(jax.device_get(state.params), {"tokens": job.data.seen(steps), **figures, **settings, **origin})
+        write(jax.device_get(state.params), {"tokens": job.data.seen(steps), **figures, **settings, **job.origin})
     print(f"written to {job.out}")
 
 

@@ -66,7 +66,7 @@ def work(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     usual = FOR_JOEY if args.model in EMBEDDED else VICUNA_68M
     shape = {name: usual[name] if (given := getattr(args, name)) is None else given for name in usual}
-    if shape["hidden"] % max(shape["heads"], 1):
+    if shape["heads"] < 1 or shape["hidden"] % shape["heads"]:
         raise ValueError(f"--heads is {shape['heads']}; it must divide --hidden ({shape['hidden']})")
     job = prepare(args, argv, RECORD)
     config = draft_config(job.config, **shape)

@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float
 
 import kangaroo_jax
 from bench.methods.base import Method, Ready, count_parameters
-from bench.methods.medusa_tree import PUBLISHED, Paths, published
+from bench.methods.medusa_tree import PUBLISHED, Paths, line, published
 from kangaroo_jax import decode as dec
 from kangaroo_jax.checks import integer
 from kangaroo_jax.model import count_heads, medusa_logits
@@ -37,14 +38,14 @@ class Medusa(dec.Drafter):
         token                   newest   head 1    head 2
 
     Attributes:
-        tree: which choices of which heads are verified together; None: each head's first, in one line.
+        tree: which choices of which heads are verified together; of width 1 it is a line.
     """
 
-    tree: Paths | None = None
+    tree: Paths
 
     def rows(self, gamma: int) -> int:
         """Return the rows of a verification, a multiple of 8: the newest token, and the nodes of the tree."""
-        return super().rows(gamma if self.tree is None else len(self.tree.paths))
+        return super().rows(len(self.tree.paths))
 
     def allocate(self, spec: dec.DecodeSpec, batch: int, slots: int, dtype: jnp.dtype) -> Float[Array, "B 1 D"]:
         """Return a state of zeros."""
@@ -69,40 +70,23 @@ class Medusa(dec.Drafter):
         """Draft ``gamma`` tokens in a line, or the tree."""
         normed = RMSNorm(spec.config.rms_norm_eps).apply({"params": weights["target"]["norm"]}, state.drafter)
         shares = jax.nn.softmax(medusa_logits(weights["drafter"], normed)[:, :, 0], axis=-1)
-        sure, tokens = jax.lax.top_k(shares, 1 if self.tree is None else self.tree.width)
-        batch = len(state.length)
-        if self.tree is None:
-            count = jnp.full((batch,), spec.gamma, jnp.int32)
-            return dec.token_draft(
-                spec,
-                weights,
-                state,
-                tokens[: spec.gamma, :, 0].T,
-                count,
-                state.drafter,
-                confidence=sure[: spec.gamma, :, 0].T,
-            )
-        head, rank = self.tree.depth() - 1, self.tree.rank()
-        return dec.token_draft(
-            spec,
-            weights,
-            state,
-            tokens[head, :, rank].T,
-            jnp.full((batch,), len(head), jnp.int32),
-            state.drafter,
-            self._rows(self.tree, batch, spec),
-            sure[head, :, rank].T,
-        )
+        sure, tokens = jax.lax.top_k(shares, self.tree.width)  # [K, B, width]
+        head, rank, batch = self.tree.depth() - 1, self.tree.rank(), len(state.length)
+        tokens, sure = tokens[head, :, rank].T, sure[head, :, rank].T
+        count = jnp.full((batch,), len(head), jnp.int32)
+        if self.tree.width == 1:
+            return dec.token_draft(spec, weights, state, tokens, count, state.drafter, confidence=sure)
+        spare = ((0, 0), (0, spec.rows - 1 - len(head)))  # Of a tree every row has a token.
+        tokens, sure = jnp.pad(tokens, spare), jnp.pad(sure, spare)
+        rows = self._rows(batch, spec)
+        return dec.token_draft(spec, weights, state, tokens, count, state.drafter, rows, sure)
 
-    @staticmethod
-    def _rows(tree: Paths, batch: int, spec: dec.DecodeSpec) -> dec.Tree:
+    def _rows(self, batch: int, spec: dec.DecodeSpec) -> dec.Tree:
         """Return how the rows hang together; those beyond the tree are no candidates."""
-        spare = (1, spec.rows - 1 - len(tree.paths))
-        parent, depth = jnp.pad(tree.parent(), spare), jnp.pad(tree.depth(), spare)
-        rows: tuple[Int[Array, "B R"], ...] = tuple(
-            jnp.broadcast_to(part.astype(jnp.int32), (batch, spec.rows)) for part in (parent, depth)
-        )
-        return dec.tree_of(rows[0], rows[1], rows[1] > 0, spec.gamma)
+        spare = (1, spec.rows - 1 - len(self.tree.paths))
+        parent, depth = (np.pad(part, spare).astype(np.int32) for part in (self.tree.parent(), self.tree.depth()))
+        rows = jnp.broadcast_to(parent, (batch, spec.rows)), jnp.broadcast_to(depth, (batch, spec.rows))
+        return dec.tree_of(*rows, rows[1] > 0, spec.gamma)
 
 
 def medusa(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
@@ -113,7 +97,7 @@ def medusa(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
     """
     heads = _heads(params, "medusa", settings["directory"])
     used = {"heads": count_heads(heads)}
-    return _ready("medusa", params, heads, Medusa(), count_heads(heads), used)
+    return _ready("medusa", params, heads, Medusa(line(count_heads(heads))), used)
 
 
 def medusa_in_a_tree(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
@@ -129,7 +113,7 @@ def medusa_in_a_tree(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -
     if params.config.vocab_size < tree.width:
         raise ValueError(f"medusa-tree: {nodes} nodes need {tree.width} tokens; use a model with a larger vocabulary")
     used = {"heads": there, "nodes": nodes}
-    return _ready("medusa-tree", params, heads, Medusa(tree), tree.deepest, used)
+    return _ready("medusa-tree", params, heads, Medusa(tree), used)
 
 
 def _heads(params: kangaroo_jax.Params, name: str, given: Any) -> dict[str, Any]:
@@ -139,10 +123,8 @@ def _heads(params: kangaroo_jax.Params, name: str, given: Any) -> dict[str, Any]
     return load_medusa(directory, params.config, params.target["embed_tokens"]["embedding"].dtype)
 
 
-def _ready(
-    name: str, params: kangaroo_jax.Params, heads: Any, drafter: Medusa, gamma: int, used: Mapping[str, Any]
-) -> Ready:
-    spec = dec.DecodeSpec(params.config, 0, gamma, adapter=None, drafter=drafter)
+def _ready(name: str, params: kangaroo_jax.Params, heads: Any, drafter: Medusa, used: Mapping[str, Any]) -> Ready:
+    spec = dec.DecodeSpec(params.config, 0, drafter.tree.deepest, adapter=None, drafter=drafter)
     return Ready(name, params, spec, 0.0, heads, count_parameters(heads), used)
 
 

@@ -56,3 +56,8 @@ class Paths:
 def published(nodes: int) -> Paths:
     """Return the first nodes of the published tree; each beginning of it is a tree."""
     return Paths(tuple(tuple(map(int, word)) for word in PUBLISHED.split()[:nodes]))
+
+
+def line(heads: int) -> Paths:
+    """Return the tree of each head's first choice."""
+    return Paths(tuple((0,) * depth for depth in range(1, heads + 1)))

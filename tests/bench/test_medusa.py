@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,18 @@ import pytest
 import kangaroo_jax
 from bench import methods
 from bench.methods.medusa import Medusa
-from bench.methods.medusa_tree import Paths, published
+from bench.methods.medusa_tree import Paths, line, published
 from kangaroo_jax import decode as dec
-from kangaroo_jax.model import abstract_adapter, abstract_medusa, init_medusa, medusa_logits
+from kangaroo_jax.model import (
+    LlamaConfig,
+    abstract_adapter,
+    abstract_medusa,
+    embed,
+    init_medusa,
+    medusa_logits,
+    run_layers,
+)
+from kangaroo_jax.model.layers import RMSNorm
 from kangaroo_jax.model.shapes import SHAPES
 from kangaroo_jax.store import save_medusa
 
@@ -51,8 +61,8 @@ def test_ids_are_those_of_plain_decoding(
 
 def test_the_token_after_the_newest_is_the_first_heads(tiny: kangaroo_jax.Params, heads: Path) -> None:
     """What is remembered is the state that the newest token came from, in the prefill and after every round."""
-    for name in ("medusa", "medusa-tree"):
-        ready = methods.make(name, tiny, {"directory": heads})
+    for name, settings in (("medusa", {}), ("medusa-tree", {"nodes": 13})):
+        ready = methods.make(name, tiny, settings | {"directory": heads})
         out = ready.generate(PROMPTS[1], NEW_TOKENS, eos_token_id=())
         text = [*PROMPTS[1], *out.token_ids]
         end = len(PROMPTS[1]) + 1  # Committed tokens.
@@ -64,24 +74,25 @@ def test_the_token_after_the_newest_is_the_first_heads(tiny: kangaroo_jax.Params
 
 
 def last_state(params: kangaroo_jax.Params, text: list[int]) -> Any:
-    """Return the normed last state of a text, ``[1, D]``, without a cache."""
-    from kangaroo_jax.model import embed, run_layers
-    from kangaroo_jax.model.layers import RMSNorm
-
-    tokens = jnp.array([text])
-    x, _ = run_layers(
-        params.config, params.target, embed(params.target, tokens), jnp.arange(len(text))[None], None, 0, 3
-    )
-    return RMSNorm(params.config.rms_norm_eps).apply({"params": params.target["norm"]}, x[:, -1])
+    """Return the normed last state of a text, ``[1, D]``, without a cache; always of one shape, compiled once."""
+    padded = np.zeros((1, 64), np.int32)
+    padded[0, : len(text)] = text
+    return _states(params.config, params.target, padded)[:, len(text) - 1]
 
 
-def best_path(shares: np.ndarray, text: list[int], tree: Paths | None) -> int:
+@partial(jax.jit, static_argnums=0)
+def _states(config: LlamaConfig, target: Any, tokens: Any) -> Any:
+    at = jnp.arange(tokens.shape[1])[None]
+    x, _ = run_layers(config, target, embed(target, tokens), at, None, 0, config.num_hidden_layers)
+    return RMSNorm(config.rms_norm_eps).apply({"params": target["norm"]}, x)
+
+
+def best_path(shares: np.ndarray, text: list[int], tree: Paths) -> int:
     """Return how many of the next tokens the heads' choices hold along one path of the tree."""
     order = np.argsort(-shares, axis=-1, kind="stable")
-    paths = tree.paths if tree else tuple((0,) * depth for depth in range(1, 5))
     right = [
         path
-        for path in paths
+        for path in tree.paths
         if len(path) <= len(text) and all(order[head, rank] == text[head] for head, rank in enumerate(path))
     ]
     return max(map(len, right), default=0)
@@ -92,8 +103,8 @@ def test_heads_that_know_the_text_are_accepted_whole(tiny: kangaroo_jax.Params) 
     kernel = jnp.zeros_like(tiny.target["lm_head"]["kernel"])
     target = tiny.target | {"lm_head": {"kernel": kernel}}  # All logits are 0: the first token wins.
     params = tiny.replace(target=target)
-    for drafter, most in ((Medusa(), 4), (Medusa(published(63)), 4)):
-        spec = dec.DecodeSpec(tiny.config, 0, most, adapter=None, drafter=drafter)
+    for tree in (line(4), published(63)):
+        spec = dec.DecodeSpec(tiny.config, 0, 4, adapter=None, drafter=Medusa(tree))
         ready = methods.Ready("medusa", params, spec, weights=init_medusa(tiny.config, 4, target))
         out = ready.generate(PROMPTS[1], 16, eos_token_id=())
         assert out.token_ids == (0,) * 16 and out.stats.accept_lengths == (5, 5, 5)
