@@ -61,8 +61,8 @@ def work(argv: Sequence[str]) -> None:
     )
     for name in FOR_JOEY:
         small, large = FOR_JOEY[name], VICUNA_68M[name]
-        shape = f"{name.replace('_', ' ')} of the network (default: {large}; for joey {small})"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=shape)
+        help_text = f"{name.replace('_', ' ')} of the network (default: {large}; for joey {small})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=help_text)
     args = parser.parse_args(argv)
     usual = FOR_JOEY if args.model in EMBEDDED else VICUNA_68M
     shape = {name: usual[name] if (given := getattr(args, name)) is None else given for name in usual}
