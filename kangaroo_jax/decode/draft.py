@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from kangaroo_jax.decode.accept import accept_sampled
+from kangaroo_jax.decode.accept import accept_greedy, accept_sampled
 from kangaroo_jax.decode.sampling import DRAFT, choose
 from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Weights, newest
 from kangaroo_jax.model import AdapterConfig, KVCache, LlamaConfig, draft_head, embed, run_adapter, run_layers
@@ -49,6 +49,7 @@ class DecodeSpec:
         truncate: whether top_k and top_p are applied to what is drawn from.
         propose: drafts from a hidden state; replaced in tests by an oracle and a fool.
         accept: the rule of acceptance when tokens are drawn; replaced in tests by wrong ones.
+        agree: the rule of acceptance when the most likely tokens are taken; replaced where a measurement forces it.
     """
 
     config: LlamaConfig
@@ -59,6 +60,7 @@ class DecodeSpec:
     truncate: bool = False
     propose: Propose = propose
     accept: Callable[..., tuple[Array, Array]] = accept_sampled
+    agree: Callable[..., Array] = accept_greedy
 
     @property
     def rows(self) -> int:

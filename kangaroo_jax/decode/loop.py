@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from kangaroo_jax.decode.accept import accept_greedy
 from kangaroo_jax.decode.draft import DecodeSpec, draft
 from kangaroo_jax.decode.sampling import TARGET, choose, log_probabilities
 from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Weights, commit, newest, record_round
@@ -33,7 +32,7 @@ def kangaroo_round(spec: DecodeSpec, weights: Weights, state: DecodeState, contr
     else:
         # Accepted drafts equal the target's choices, so the target's row is the block to commit.
         block = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-        accepted = accept_greedy(drafted.tokens, drafted.count, block)
+        accepted = spec.agree(drafted.tokens, drafted.count, block)
     state = state.replace(caches=(*drafted.caches, *deep), adapter=drafted.adapter)
     state, committed = commit(state, block, accepted + 1, controls.eos_token_id)
     return record_round(state, committed, drafted.count, accepted, drafted.confidence)
