@@ -47,6 +47,14 @@ def rounds(marks: np.ndarray, start: int, end: int, gamma: int) -> int:
     return count
 
 
+def expected(acceptance: float, gamma: int) -> float:
+    """Return the tokens that a round of ``gamma`` drafted ones commits on average: ``(1 - a^(gamma+1)) / (1 - a)``.
+
+    Leviathan et al. 2023 (2211.17192), equation 1.
+    """
+    return float(sum(acceptance**power for power in range(gamma + 1)))
+
+
 def propose_marks(spec: dec.DecodeSpec, weights: Any, hidden: Any, positions: Any, cache: Any) -> Any:
     """Draft the mark of the next position in place of a token, after all the work of drafting one."""
     logits, cache = dec.propose(spec, weights, hidden, positions, cache)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kangaroo_jax.compiled import compiled
+
 CHAIN = 4
 ITERATIONS = 256
 
 
 def megabytes() -> int:
-    """Return the MiB that bandwidth is measured over: more than any cache holds, and on a GPU enough to hide a launch."""
+    """Return the MiB to measure bandwidth over: more than a cache holds, and on a GPU enough to hide a launch."""
     return 256 if jax.default_backend() == "cpu" else 1024
 
 
@@ -52,19 +54,24 @@ def copy(size: int) -> Callable[[], float]:
     return _rate(passes, 2 * CHAIN * held.nbytes)
 
 
-def iteration() -> Callable[[], float]:
+def iteration(extra: Mapping[str, str] | None = None) -> Callable[[], float]:
     """Return a timer of a loop on the device that does next to nothing: seconds per iteration.
 
     Its end depends on what it computes, as in drafting; on a GPU the host then looks at every iteration, unless the
     loop is in a CUDA graph.
+
+    Args:
+        extra: XLA options beside the usual ones.
     """
-
-    @jax.jit
-    def loop(value: Any, end: Any) -> Any:
-        return jax.lax.while_loop(lambda value: value < end, lambda value: value + 1, value)
-
-    rate = _rate(lambda: loop(np.float32(0), np.float32(ITERATIONS)), ITERATIONS)
+    ends = np.float32(0), np.float32(ITERATIONS)
+    program, _ = compiled(_count, {}, *ends, extra=extra)
+    rate = _rate(lambda: program(*ends), ITERATIONS)
     return lambda: 1 / rate()
+
+
+@jax.jit
+def _count(value: Any, end: Any) -> Any:
+    return jax.lax.while_loop(lambda value: value < end, lambda value: value + 1, value)
 
 
 def _rate(run: Callable[[], Any], amount: float) -> Callable[[], float]:

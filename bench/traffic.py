@@ -48,6 +48,6 @@ def size(tree: Any) -> int:
 
 
 def _matrix(of: Any, *trees: Any) -> int:
-    """Return the bytes of a matrix that a function picks, which is perhaps another one transposed: nothing is copied."""
+    """Return the bytes of a matrix that a function picks; picking may mean transposing, so it is not run."""
     shape = jax.eval_shape(of, *trees)
     return math.prod(shape.shape) * shape.dtype.itemsize
