@@ -73,7 +73,8 @@ def _speedups(figures: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
     for row in found["forced"]:
         off = row["measured"] / row["by_parts"] - 1
         yield (
-            f"{row['acceptance']:4.2f}  {row['gamma']:5}  {row['tokens_per_round']:5.2f} ({row['expected_tokens_per_round']:.2f})"
+            f"{row['acceptance']:4.2f}  {row['gamma']:5}"
+            f"  {row['tokens_per_round']:5.2f} ({row['expected_tokens_per_round']:.2f})"
             f"{row['by_bytes']:11.2f}{row['by_parts']:10.2f}{row['by_rounds']:11.2f}{row['measured']:10.2f}"
             f"  ({row['lowest']:.2f}, {row['highest']:.2f}){100 * off:+14.1f} %"
         )
