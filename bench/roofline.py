@@ -69,8 +69,7 @@ def measure(params: kangaroo_jax.Params, settings: Settings, graphs: Sequence[st
             extra=GRAPHS[graph],
         )
     bar.close()
-    plain, widest = timed.loops[graphs[0], 0], max(args.gamma)
-    different, compared = ties(params, plain)
+    different, compared = ties(params, timed.loops[graphs[0], 0])
     return {
         "model": params.name,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params.target)),
@@ -86,7 +85,6 @@ def measure(params: kangaroo_jax.Params, settings: Settings, graphs: Sequence[st
         "copy": timed.median("copy"),
         "bytes": parts,
         "ties": {"rows": ROWS, "different": different, "compared": compared},
-        "rows": timed.loops[graphs[0], widest].spec.rows,
         "graphs": {
             graph: {
                 "iteration": timed.median("iteration", graph),
