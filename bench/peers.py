@@ -192,9 +192,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     theirs = Transformers(directory, dtype)
     args.early_exit = args.early_exit or (params.draft.exit_layer if params.draft else 2)
     if not 0 < args.early_exit < params.config.num_hidden_layers:
-        raise ValueError(
-            f"--early-exit is {args.early_exit}; {params.name} has {params.config.num_hidden_layers} layers"
-        )
+        most = params.config.num_hidden_layers - 1
+        raise ValueError(f"--early-exit is {args.early_exit}; give one of {params.name}'s layers, 1 to {most}")
     if args.questions:
         prompts = [prompt_of(params, question, []) for question in read_questions(args.questions)]
     else:

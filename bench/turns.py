@@ -80,7 +80,7 @@ class Turns:
         self.loops: dict[tuple[str, int], forced.Loop] = {}
         for graph in graphs:
             self.timers["iteration", graph] = machine.iteration(GRAPHS[graph])
-            for gamma in (0, *settings.gammas):
+            for gamma in (*settings.gammas, 0):
                 loop = forced.Loop(params, gamma, self.prompt, settings.tokens, self.slots, GRAPHS[graph])
                 self.loops[graph, gamma] = loop
                 for rate in settings.acceptances if gamma else (None,):
