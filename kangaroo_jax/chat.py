@@ -145,12 +145,12 @@ class Chat:
         # An interrupted call may have taken the state with it.
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
             return 0, None
-        if state.tokens.shape[1] != slots or (state.adapter is not None) != spec.adapter_cached:
+        if state.tokens.shape[1] != slots or (state.drafter is not None) != spec.adapter_cached:
             return 0, None
         # The newest token has no keys and values yet.
         held = self._run.committed()[:-1]
         same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ids[:-1], held, strict=False))
-        return sum(1 for _ in same), (state.caches, state.adapter)
+        return sum(1 for _ in same), (state.caches, state.drafter)
 
     def _answer(self, run: Run, asked: dict[str, str]) -> Generator[str, None, Generation]:
         """Yield the answer's pieces; the turn is open meanwhile, and in the history afterwards."""

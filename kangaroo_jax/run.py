@@ -78,8 +78,10 @@ class Run:
             dtype = params.target["embed_tokens"]["embedding"].dtype
             check_memory(plan.spec, batch, kept.slots, kept.chunk, dtype)
         self.prompts = [prompt for prompt in prompts for _ in range(plan.copies)]
-        # Weights go in once; a plain run does not see the adapter at all.
-        self.weights = {"target": params.target, "adapter": params.adapter if plan.spec.gamma else None}
+        # Weights go in once; a run that has no use for the adapter does not see it at all.
+        self.weights = {"target": params.target, "adapter": params.adapter if plan.spec.adapter_used else None}
+        if plan.drafter_weights is not None:
+            self.weights["drafter"] = plan.drafter_weights
         self.readers = [Reader(params.tokenizer, prompt, plan.stop_strings) for prompt in self.prompts]
         self.compile_seconds = self.decode_seconds = 0.0
         self._rounds_a_call = 0

@@ -1,10 +1,12 @@
 """The algorithm: prefill, then rounds of draft, verify, accept, commit. Pure functions; one idea a file."""
 
-from kangaroo_jax.decode.accept import accept_greedy, accept_sampled
-from kangaroo_jax.decode.draft import DecodeSpec, Draft, draft, propose
-from kangaroo_jax.decode.loop import decode, kangaroo_round, plain_round
+from kangaroo_jax.decode.accept import accept_greedy, accept_sampled, accept_tree
+from kangaroo_jax.decode.draft import Kangaroo, draft, propose
+from kangaroo_jax.decode.drafter import Draft, Drafter, Piece, Tree, Verified, token_draft, tree_of
+from kangaroo_jax.decode.loop import decode, plain_round, speculative_round
 from kangaroo_jax.decode.prefill import allocate, bucket, cache_slots, prefill, prefill_chunk
 from kangaroo_jax.decode.sampling import Sampling, log_probabilities
+from kangaroo_jax.decode.spec import DecodeSpec
 from kangaroo_jax.decode.state import (
     LENGTH,
     RUNNING,
@@ -15,6 +17,7 @@ from kangaroo_jax.decode.state import (
     DecodeStats,
     Weights,
     commit,
+    newest,
 )
 from kangaroo_jax.decode.verify import verify
 
@@ -28,21 +31,30 @@ __all__ = [
     "DecodeState",
     "DecodeStats",
     "Draft",
+    "Drafter",
+    "Kangaroo",
+    "Piece",
     "Sampling",
+    "Tree",
+    "Verified",
     "Weights",
     "accept_greedy",
     "accept_sampled",
+    "accept_tree",
     "allocate",
     "bucket",
     "cache_slots",
     "commit",
     "decode",
     "draft",
-    "kangaroo_round",
     "log_probabilities",
+    "newest",
     "plain_round",
     "prefill",
     "prefill_chunk",
     "propose",
+    "speculative_round",
+    "token_draft",
+    "tree_of",
     "verify",
 ]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from kangaroo_jax.decode.accept import accept_greedy, accept_sampled
+from kangaroo_jax.decode.drafter import Draft, Drafter, Piece
 from kangaroo_jax.decode.sampling import DRAFT, choose
 from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Weights, newest
-from kangaroo_jax.model import AdapterConfig, KVCache, LlamaConfig, draft_head, embed, run_adapter, run_layers
+from kangaroo_jax.model import KVCache, draft_head, embed, init_cache, run_adapter, run_layers
 from kangaroo_jax.model.layers import linear
+
+if TYPE_CHECKING:
+    from kangaroo_jax.decode.spec import DecodeSpec
 
 Propose = Callable[..., tuple[Array, KVCache | None]]
 
@@ -32,83 +35,37 @@ def propose(
     Returns:
         fp32 logits, and the adapter's cache, if it has one, with this position written.
     """
+    assert spec.adapter is not None
     adapted, cache = run_adapter(spec.config, weights["adapter"], hidden, positions, cache, spec.adapter)
     return linear(adapted, draft_head(weights["target"], weights["adapter"]), jnp.float32)[:, 0], cache
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodeSpec:
-    """What the compiled decode loop depends on; a new value of any field compiles anew.
-
-    Attributes:
-        config: shape of the target.
-        exit_layer: layers the draft model shares with the target (l).
-        gamma: largest number of tokens drafted in one round; 0 decodes plainly.
-        adapter: what the adapter computes.
-        sample: whether tokens are drawn at random, or the most likely one is taken.
-        truncate: whether top_k and top_p are applied to what is drawn from.
-        propose: drafts from a hidden state; replaced in tests by an oracle and a fool.
-        accept: the rule of acceptance when tokens are drawn; replaced in tests by wrong ones.
-        agree: the rule of acceptance when the most likely tokens are taken; replaced where a measurement forces it.
-    """
-
-    config: LlamaConfig
-    exit_layer: int
-    gamma: int
-    adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
-    sample: bool = False
-    truncate: bool = False
-    propose: Propose = propose
-    accept: Callable[..., tuple[Array, Array]] = accept_sampled
-    agree: Callable[..., Array] = accept_greedy
-
-    @property
-    def rows(self) -> int:
-        """Rows of a verification: ``gamma + 1`` rounded up to a multiple of 8.
-
-        At joey's shape a CPU's product over 8 rows is no slower than one over 4 to 7 (docs/joey.md), and where reading
-        the weights takes all the time, as on a GPU, it costs the same.
-        """
-        return -(-(self.gamma + 1) // 8) * 8
-
-    @property
-    def adapter_cached(self) -> bool:
-        """Whether a state has a cache for the adapter."""
-        return self.gamma > 0 and self.adapter.made_of.cached
-
-    @property
-    def for_prefill(self) -> DecodeSpec:
-        """The spec of the prefill that serves this one: the same for each gamma above 0 with as many rows."""
-        return dataclasses.replace(self, gamma=max(self.rows - 8, 1) if self.gamma else 0)
-
-
-class Draft(struct.PyTreeNode):
-    """What one drafting phase leaves for verification.
-
-    Attributes:
-        tokens: drafted tokens, ``[B, G]``; valid up to ``count``.
-        count: tokens drafted for each sequence, at least 1 while it runs, ``[B]``.
-        confidence: top-1 probability of the draft model at each drafted token, ``[B, R]``; valid up to ``count``.
-        log_q: log-probabilities each token was drawn with, ``[B, G, V]``; None when the most likely one is taken.
-        hidden: ``hidden_states[l]`` of the newest committed token and of every drafted one, ``[B, R, D]``; R is
-            ``DecodeSpec.rows``, rows beyond ``count`` are zeros or stale.
-        caches: the shallow layers' caches, written at all those positions.
-        adapter: the adapter's cache, written at all those positions; None where it has none.
-    """
-
-    tokens: Int[Array, "B G"]
-    count: Int[Array, " B"]
-    confidence: Float[Array, "B R"]
-    log_q: Float[Array, "B G V"] | None
-    hidden: Float[Array, "B R D"]
-    caches: tuple[KVCache, ...]
-    adapter: KVCache | None
 
 
 class _Carry(struct.PyTreeNode):
     step: Int[Array, ""]
     active: Bool[Array, " B"]
     draft: Draft
+
+
+@dataclasses.dataclass(frozen=True)
+class Kangaroo(Drafter):
+    """Drafts with the target's first layers, an adapter and the target's head; remembers the adapter's cache."""
+
+    def allocate(self, spec: DecodeSpec, batch: int, slots: int, dtype: jnp.dtype) -> KVCache | None:
+        """Return a zeroed cache, if there is an adapter that drafts and attends."""
+        return init_cache(spec.config, batch, slots, dtype, 1)[0] if spec.adapter_cached else None
+
+    def read(self, spec: DecodeSpec, weights: Weights, memory: KVCache | None, piece: Piece) -> KVCache | None:
+        """Run the adapter over the states of the exit layer."""
+        if memory is None or spec.adapter is None:
+            return None
+        return run_adapter(spec.config, weights["adapter"], piece.exit, piece.positions, memory, spec.adapter)[1]
+
+    def draft(self, spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Controls) -> Draft:
+        """Draft until no sequence is confident any more, as ``decode.draft.draft`` says."""
+        return draft(spec, weights, state, controls)
+
+
+KANGAROO = Kangaroo()
 
 
 def draft(spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Controls) -> Draft:
@@ -141,7 +98,7 @@ def draft(spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Cont
     def draft_one(carry: _Carry) -> _Carry:
         step, now = carry.step, carry.draft
         hidden = jax.lax.dynamic_slice_in_dim(now.hidden, step, 1, axis=1)
-        logits, adapter = spec.propose(spec, weights, hidden, position + step, now.adapter)
+        logits, memory = spec.propose(spec, weights, hidden, position + step, now.drafter)
         drafted, log_q = choose(spec, controls.sampling, logits, state.seed, state.length, DRAFT + step)
         confidence = 1.0 / jnp.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
         hidden, caches = shallow(drafted[:, None], position + step + 1, now.caches)
@@ -155,7 +112,7 @@ def draft(spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Cont
             ),
             hidden=jax.lax.dynamic_update_slice(now.hidden, hidden, (0, step + 1, 0)),
             caches=caches,
-            adapter=adapter,
+            drafter=memory,
         )
         return _Carry(step + 1, carry.active & (confidence >= controls.eta), after)
 
@@ -168,11 +125,11 @@ def draft(spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Cont
         log_q=jnp.zeros((batch, spec.gamma, spec.config.vocab_size), jnp.float32) if spec.sample else None,
         hidden=jax.lax.dynamic_update_slice(hidden, first, (0, 0, 0)),
         caches=caches,
-        adapter=state.adapter,
+        drafter=state.drafter,
     )
     carry = _Carry(jnp.zeros((), jnp.int32), state.finish == RUNNING, start)
     done = jax.lax.while_loop(keep_drafting, draft_one, carry).draft
-    return done.replace(adapter=_close_hole(spec, weights, done, position))
+    return done.replace(drafter=_close_hole(spec, weights, done, position))
 
 
 def _close_hole(spec: DecodeSpec, weights: Weights, draft: Draft, position: Int[Array, "B 1"]) -> KVCache | None:
@@ -180,8 +137,8 @@ def _close_hole(spec: DecodeSpec, weights: Weights, draft: Draft, position: Int[
 
     Only the cache is used, so the compiler drops all but the projection of one row.
     """
-    if draft.adapter is None:
+    if draft.drafter is None or spec.adapter is None:
         return None
     last = jnp.take_along_axis(draft.hidden, draft.count[:, None, None], axis=1)
     after = position + draft.count[:, None]
-    return run_adapter(spec.config, weights["adapter"], last, after, draft.adapter, spec.adapter)[1]
+    return run_adapter(spec.config, weights["adapter"], last, after, draft.drafter, spec.adapter)[1]

@@ -12,28 +12,42 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from kangaroo_jax.decode.draft import DecodeSpec, draft
+from kangaroo_jax.decode.accept import accept_tree
+from kangaroo_jax.decode.drafter import Verified
 from kangaroo_jax.decode.sampling import TARGET, choose, log_probabilities
+from kangaroo_jax.decode.spec import DecodeSpec
 from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Weights, commit, newest, record_round
 from kangaroo_jax.decode.verify import verify
-from kangaroo_jax.model import embed, logits, run_layers
+from kangaroo_jax.model import embed, keep_path, logits, run_layers
 
 
-def kangaroo_round(spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Controls) -> DecodeState:
-    """Draft, verify, accept, commit: one round of Kangaroo (paper, algorithm 1), 1 to ``gamma + 1`` tokens long."""
-    drafted = draft(spec, weights, state, controls)
-    positions = state.length[:, None] - 1 + jnp.arange(spec.rows)
-    scores, deep = verify(spec, weights, drafted, positions, state.caches[spec.exit_layer :])
-    if spec.sample:
+def speculative_round(spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Controls) -> DecodeState:
+    """Draft, verify, accept, commit: one round, 1 to ``gamma + 1`` tokens long (Kangaroo: paper, algorithm 1)."""
+    drafted = spec.drafter.draft(spec, weights, state, controls)
+    tree, root = drafted.tree, state.length - 1
+    positions = root[:, None] + (jnp.arange(spec.rows) if tree is None else tree.depth)
+    scores, hidden, deep = verify(spec, weights, drafted, positions, state.caches[spec.exit_layer :])
+    caches = (*drafted.caches, *deep)
+    target = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    path = jnp.broadcast_to(jnp.arange(spec.gamma + 1), (len(root), spec.gamma + 1))
+    if tree is not None:
+        assert not spec.sample, "trees are verified greedily"
+        accepted, path = accept_tree(drafted.tokens, tree, target, spec.gamma)
+        block = jnp.take_along_axis(target, path, axis=1)
+        caches = tuple(keep_path(cache, root, path) for cache in caches)
+    elif spec.sample:
         log_p = log_probabilities(controls.sampling, scores[:, : spec.gamma + 1], spec.truncate)
         accepted, follows = spec.accept(drafted.tokens, drafted.count, drafted.log_q, log_p, state.seed, state.length)
         block = jnp.pad(drafted.tokens, ((0, 0), (0, spec.rows - spec.gamma)))
         block = jnp.where(jnp.arange(spec.rows) == accepted[:, None], follows[:, None], block)
     else:
         # Accepted drafts equal the target's choices, so the target's row is the block to commit.
-        block = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+        block = target
         accepted = spec.agree(drafted.tokens, drafted.count, block)
-    state = state.replace(caches=(*drafted.caches, *deep), adapter=drafted.adapter)
+    tokens = jnp.pad(drafted.tokens, ((0, 0), (1, spec.rows - 1 - drafted.tokens.shape[1])))
+    tokens = tokens.at[:, 0].set(newest(state)[0][:, 0])
+    found = Verified(tokens, hidden, target, path, accepted, state.length)
+    state = state.replace(caches=caches, drafter=spec.drafter.learn(spec, weights, drafted.drafter, found))
     state, committed = commit(state, block, accepted + 1, controls.eos_token_id)
     return record_round(state, committed, drafted.count, accepted, drafted.confidence)
 
@@ -60,7 +74,7 @@ def decode(
     One compiled loop serves ``generate`` and ``stream``: the bound is traced. The state is donated; caches are updated
     in place and never copied.
     """
-    one_round = kangaroo_round if spec.gamma else plain_round
+    one_round = speculative_round if spec.gamma else plain_round
 
     def unfinished(carry: tuple[Array, DecodeState]) -> Array:
         done, state = carry

@@ -8,17 +8,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
-from kangaroo_jax.decode.draft import DecodeSpec
+from kangaroo_jax.decode.drafter import Piece
 from kangaroo_jax.decode.sampling import TARGET, choose
+from kangaroo_jax.decode.spec import DecodeSpec
 from kangaroo_jax.decode.state import RUNNING, Caches, Controls, DecodeState, Weights, commit, init_stats
-from kangaroo_jax.model import embed, init_cache, logits, run_adapter, run_layers
+from kangaroo_jax.model import embed, init_cache, logits, run_layers
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def allocate(spec: DecodeSpec, batch: int, slots: int, dtype: jnp.dtype) -> Caches:
-    """Return zeroed caches of all layers, and of an adapter that drafts and attends, for a batch of sequences."""
+    """Return zeroed caches of all layers, and what the drafter remembers at first, for a batch of sequences."""
     layers = init_cache(spec.config, batch, slots, dtype, spec.config.num_hidden_layers)
-    return layers, init_cache(spec.config, batch, slots, dtype, 1)[0] if spec.adapter_cached else None
+    return layers, spec.drafter.allocate(spec, batch, slots, dtype)
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -55,7 +56,7 @@ def prefill(
         The state before the first round; a sequence may already have finished.
     """
     batch, slots = tokens.shape
-    layers, adapter, last = _run_prompt(spec, chunk, weights, caches, tokens, start, length)
+    layers, memory, last = _run_prompt(spec, chunk, weights, caches, tokens, start, length)
     scores = logits(spec.config, weights["target"], last)[:, 0]
     chosen, _ = choose(spec, controls.sampling, scores, seed, length, TARGET)
     state = DecodeState(
@@ -65,7 +66,7 @@ def prefill(
         finish=jnp.full((batch,), RUNNING, jnp.int32),
         seed=seed,
         caches=layers,
-        adapter=adapter,
+        drafter=spec.drafter.begin(spec, weights, memory, last),
         stats=init_stats(batch, slots, spec.rows),
     )
     return commit(state, chosen[:, None], jnp.ones((batch,), jnp.int32), controls.eos_token_id)[0]
@@ -85,27 +86,27 @@ def _run_prompt(
     exit_layer, depth = spec.exit_layer, config.num_hidden_layers
 
     def body(carry: tuple[Array, Caches, Array]) -> tuple[Array, Caches, Array]:
-        done, (layers, adapter), last = carry
+        done, (layers, memory), last = carry
         # A piece that would reach beyond the cache starts earlier, and writes some positions again as they are.
         at = jnp.minimum(start + done, tokens.shape[1] - chunk)
         positions = at[:, None] + jnp.arange(chunk)
-        x = embed(target, jnp.take_along_axis(tokens, positions, axis=1))
+        piece = jnp.take_along_axis(tokens, positions, axis=1)
+        x = embed(target, piece)
         x, shallow = run_layers(config, target, x, positions, layers[:exit_layer], 0, exit_layer)
-        if adapter is not None:
-            adapter = run_adapter(config, weights["adapter"], x, positions, adapter, spec.adapter)[1]
+        memory = spec.drafter.read(spec, weights, memory, Piece(piece, positions, x))
         x, deep = run_layers(config, target, x, positions, layers[exit_layer:], exit_layer, depth)
         row = length - 1 - at
         here = (row >= 0) & (row < chunk)
         found = jnp.take_along_axis(x, jnp.clip(row, 0, chunk - 1)[:, None, None], axis=1)
-        return done + chunk, ((*shallow, *deep), adapter), jnp.where(here[:, None, None], found, last)
+        return done + chunk, ((*shallow, *deep), memory), jnp.where(here[:, None, None], found, last)
 
     def unfinished(carry: tuple[Array, Caches, Array]) -> Array:
         return (start + carry[0] < length).any()
 
     embedding = target["embed_tokens"]["embedding"]
     last = jnp.zeros((tokens.shape[0], 1, config.hidden_size), embedding.dtype)
-    _, (layers, adapter), last = jax.lax.while_loop(unfinished, body, (jnp.zeros((), jnp.int32), caches, last))
-    return layers, adapter, last
+    _, (layers, memory), last = jax.lax.while_loop(unfinished, body, (jnp.zeros((), jnp.int32), caches, last))
+    return layers, memory, last
 
 
 def prefill_chunk(width: int, slots: int, batch: int) -> int:

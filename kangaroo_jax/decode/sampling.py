@@ -10,7 +10,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 if TYPE_CHECKING:
-    from kangaroo_jax.decode.draft import DecodeSpec
+    from kangaroo_jax.decode.spec import DecodeSpec
 
 TARGET, ACCEPT, DRAFT = 0, 1, 2
 """What a random number is for: the target's own token, acceptance, and (with the step added) a drafted token."""

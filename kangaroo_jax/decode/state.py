@@ -61,7 +61,8 @@ class DecodeState(struct.PyTreeNode):
         finish: RUNNING, STOP or LENGTH, ``[B]``.
         seed: what the random numbers of each sequence are made from, ``[B, 2]``.
         caches: keys and values of the target's N layers.
-        adapter: keys and values of the adapter, or None when nothing is drafted or it does not attend.
+        drafter: what the drafter remembers: Kangaroo, keys and values of the adapter, or None when nothing is drafted
+            or it does not attend.
         stats: counters.
     """
 
@@ -71,7 +72,7 @@ class DecodeState(struct.PyTreeNode):
     finish: Int[Array, " B"]
     seed: UInt32[Array, "B 2"]
     caches: tuple[KVCache, ...]
-    adapter: KVCache | None
+    drafter: Any
     stats: DecodeStats
 
 
@@ -160,7 +161,10 @@ def newest(state: DecodeState) -> tuple[Int[Array, "B 1"], Int[Array, "B 1"]]:
 
 
 Weights = dict[str, Any]
-"""``{"target": params of the Llama, "adapter": params of the adapter or None}``, always a traced argument."""
+"""``{"target": params of the Llama, "adapter": params of the adapter or None}``, always a traced argument.
 
-Caches = tuple[tuple[KVCache, ...], KVCache | None]
-"""Caches of the target's layers, and of the adapter or None."""
+Other drafters than Kangaroo have theirs as ``"drafter"``.
+"""
+
+Caches = tuple[tuple[KVCache, ...], Any]
+"""Caches of the target's layers, and what the drafter remembers."""

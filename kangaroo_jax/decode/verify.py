@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from jaxtyping import Array, Float, Int
 
-from kangaroo_jax.decode.draft import DecodeSpec, Draft
+from kangaroo_jax.decode.drafter import Draft
+from kangaroo_jax.decode.spec import DecodeSpec
 from kangaroo_jax.decode.state import Weights
 from kangaroo_jax.model import KVCache, logits, run_layers
 
@@ -15,19 +16,20 @@ def verify(
     draft: Draft,
     positions: Int[Array, "B R"],
     caches: tuple[KVCache, ...],
-) -> tuple[Float[Array, "B R V"], tuple[KVCache, ...]]:
+) -> tuple[Float[Array, "B R V"], Float[Array, "B R D"], tuple[KVCache, ...]]:
     """Run layers ``[l, N)``, final norm and LM head over the kept hidden states.
 
     Args:
         spec: static description.
         weights: target and adapter.
         draft: what drafting left; rows beyond ``count`` are computed and never used.
-        positions: R consecutive positions, from that of the newest committed token on.
+        positions: R consecutive positions, from that of the newest committed token on; of a tree, its rows' positions.
         caches: the deep layers' caches.
 
     Returns:
-        fp32 logits of the token after each position, and the deep caches.
+        fp32 logits of the token after each position, the last layer's states, and the deep caches.
     """
     last = spec.config.num_hidden_layers
-    x, caches = run_layers(spec.config, weights["target"], draft.hidden, positions, caches, spec.exit_layer, last)
-    return logits(spec.config, weights["target"], x), caches
+    tree = None if draft.tree is None else draft.tree.visible
+    x, caches = run_layers(spec.config, weights["target"], draft.hidden, positions, caches, spec.exit_layer, last, tree)
+    return logits(spec.config, weights["target"], x), x, caches

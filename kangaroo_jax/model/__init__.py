@@ -5,7 +5,7 @@ K key/value heads, hd head_dim, F intermediate_size, V vocab_size, N layers, G =
 """
 
 from kangaroo_jax.model.adapter import Adapter, abstract_adapter, draft_head, init_adapter, run_adapter
-from kangaroo_jax.model.cache import KVCache, init_cache
+from kangaroo_jax.model.cache import KVCache, init_cache, keep_path
 from kangaroo_jax.model.config import KangarooConfig, LlamaConfig, RopeScaling
 from kangaroo_jax.model.llama import (
     abstract_params,
@@ -37,6 +37,7 @@ __all__ = [
     "init_adapter",
     "init_cache",
     "init_params",
+    "keep_path",
     "logits",
     "run_adapter",
     "run_layers",

@@ -55,6 +55,24 @@ def write_cache(
     return KVCache(k=_write(cache.k, k, start), v=_write(cache.v, v, start))
 
 
+def keep_path(cache: KVCache, start: Int[Array, " B"], path: Int[Array, "B T"]) -> KVCache:
+    """Move slots ``start[b] + path[b, t]`` of each sequence to ``start[b] + t``, in place.
+
+    After a tree is verified, what follows the committed tokens are the slots of one path through it::
+
+        tree a b c d (c follows a, d follows c), path 0 2 3:  a b c d  ->  a c d .
+    """
+    batch = path.shape[0]
+    slots = start[:, None] + path
+
+    def move(buffer: Float[Array, "*BK S hd"]) -> Array:
+        split = buffer.reshape(batch, -1, *buffer.shape[-2:])
+        rows = jnp.take_along_axis(split, slots[:, None, :, None], axis=2)
+        return _write(buffer, rows.transpose(0, 2, 1, 3), start)
+
+    return KVCache(k=move(cache.k), v=move(cache.v))
+
+
 def fold_heads(x: Float[Array, "B T K hd"]) -> Float[Array, "BK T hd"]:
     """Fold batch and heads into the leading axis, as the cache has them."""
     batch, length, heads, width = x.shape

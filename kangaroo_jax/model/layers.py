@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from kangaroo_jax.model.cache import KVCache, fold_heads, write_cache
 from kangaroo_jax.model.config import LlamaConfig
@@ -80,15 +80,42 @@ class Context:
         slot        0 1 2 3 4
         position 2  . x x . .
         position 3  . . x x .
+
+    A block that is a ``tree`` goes to consecutive slots, whatever its positions, and each token sees all slots before
+    the block and its own ancestors. Slots 0 and 1 are the past, a the root at position 2, b and c two tokens at
+    position 3, d one that follows c::
+
+        slot          0 1 2 3 4 5
+        a  position 2 x x x . . .
+        b  position 3 x x x x . .
+        c  position 3 x x x . x .
+        d  position 4 x x x . x x
     """
 
-    def __init__(self, config: LlamaConfig, positions: Int[Array, "B T"], slots: int | None) -> None:
+    def __init__(
+        self,
+        config: LlamaConfig,
+        positions: Int[Array, "B T"],
+        slots: int | None,
+        tree: Bool[Array, "B T T"] | None = None,
+    ) -> None:
         self.rope = rope_table(config, positions)
         self.start = positions[:, 0]
         keys = positions if slots is None else jnp.arange(slots)[None]
-        self.mask = keys[:, None, :] <= positions[:, :, None]
+        if tree is None:
+            self.mask = keys[:, None, :] <= positions[:, :, None]
+        else:
+            assert slots is not None, "a tree is written to a cache"
+            keys = _put(jnp.broadcast_to(keys, (len(positions), slots)), positions, self.start)
+            before = jnp.broadcast_to((jnp.arange(slots) < self.start[:, None])[:, None], (*tree.shape[:2], slots))
+            self.mask = _put(before, tree, self.start)
         if config.sliding_window is not None:
             self.mask &= keys[:, None, :] > positions[:, :, None] - config.sliding_window
+
+
+def _put(rows: Shaped[Array, "B *X S"], block: Shaped[Array, "B *X T"], start: Int[Array, " B"]) -> Array:
+    """Write a block of T values along the last axis of each row, from the row's own start on."""
+    return jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice_in_dim(row, new, at, axis=-1))(rows, block, start)
 
 
 def attend(

@@ -13,7 +13,7 @@ from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from kangaroo_jax.model.cache import KVCache
 from kangaroo_jax.model.config import LlamaConfig
@@ -30,7 +30,14 @@ def embed(params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
 
 @overload
 def run_layers(
-    config: LlamaConfig, params: Params, x: Array, positions: Array, caches: Caches, start: int, stop: int
+    config: LlamaConfig,
+    params: Params,
+    x: Array,
+    positions: Array,
+    caches: Caches,
+    start: int,
+    stop: int,
+    tree: Array | None = None,
 ) -> tuple[Array, Caches]: ...
 
 
@@ -48,6 +55,7 @@ def run_layers(
     caches: Caches | None,
     start: int,
     stop: int,
+    tree: Bool[Array, "B T T"] | None = None,
 ) -> tuple[Float[Array, "B T D"], Caches | None]:
     """Run decoder layers ``[start, stop)``; the only place that walks layers.
 
@@ -55,16 +63,17 @@ def run_layers(
         config: shape of the model.
         params: the model's params; only the layers named are read.
         x: hidden state that enters layer ``start``.
-        positions: absolute positions, consecutive within a row.
+        positions: absolute positions, consecutive within a row unless the block is a tree.
         caches: one cache per layer of the range, or None to attend within the block only.
         start: first layer, counted from 0.
         stop: one past the last layer.
+        tree: which tokens of the block each one sees, itself included; the first is the root. None: all before it.
 
     Returns:
         The hidden state after layer ``stop - 1`` (``hidden_states[stop]``; no final norm), and the caches with this
-        block written at its positions.
+        block written at its positions; a tree, to consecutive slots from the position of its root on.
     """
-    context = Context(config, positions, caches[0].slots if caches else None)
+    context = Context(config, positions, caches[0].slots if caches else None, tree)
     block = Block(config)
     updated = []
     for index in range(start, stop):

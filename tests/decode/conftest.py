@@ -111,7 +111,7 @@ class Lab:
 
     def resume(self, gamma: int, state: dec.DecodeState, prompt: Any, start: int) -> dec.DecodeState:
         """Prefill another prompt into the caches of a state, which hold its first ``start`` positions."""
-        return self._prefill(gamma, (state.caches, state.adapter), [prompt], start, NEW_TOKENS, NO_EOS, None, 4)
+        return self._prefill(gamma, (state.caches, state.drafter), [prompt], start, NEW_TOKENS, NO_EOS, None, 4)
 
     def _prefill(
         self, gamma: int, caches: Any, prompts: Any, start: int, budgets: Any, eos: Any, weights: Any, chunk: int

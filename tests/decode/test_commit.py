@@ -32,7 +32,7 @@ def state_of(rows: Sequence[Row]) -> DecodeState:
         finish=jnp.array([finish for _, _, finish in rows], jnp.int32),
         seed=jnp.zeros((len(rows), 2), jnp.uint32),
         caches=(),
-        adapter=None,
+        drafter=None,
         stats=init_stats(len(rows), SLOTS, 8),
     )
 

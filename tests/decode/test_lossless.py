@@ -207,7 +207,7 @@ def test_no_cache_has_a_hole(lab: Any, kind: str, batch: int) -> None:
         if kind == "agreeing":
             assert state.stats.accept_lengths[row, : state.stats.rounds[row]].tolist() == [gamma + 1] * 10
             assert len(set(text[0].tolist())) > 10
-        got = jax.tree.leaves((state.caches, state.adapter))
+        got = jax.tree.leaves((state.caches, state.drafter))
         heads = lab.config.num_key_value_heads
         for buffer, expected in zip(got, expected_caches(lab, weights, text), strict=True):
             own = buffer[row * heads : (row + 1) * heads, : length - 1]
