@@ -85,12 +85,15 @@ def compiled(
     return _executables[key], time.perf_counter() - start
 
 
-def compile_with(lowered: Any, wanted: dict[str, str] | None) -> tuple[Any, bool]:
-    """Compile with XLA options, or without any where the installed XLA does not know one of them.
+def compile_with(
+    lowered: Any, wanted: dict[str, str] | None, otherwise: dict[str, str] | None = None
+) -> tuple[Any, bool]:
+    """Compile with XLA options, or with others where the installed XLA does not know one of them.
 
     Args:
         lowered: what ``jax.jit(f).lower(...)`` returns.
         wanted: XLA options by name.
+        otherwise: the others; None is XLA's defaults.
 
     Returns:
         The compiled program, and whether the options were used.
@@ -100,7 +103,7 @@ def compile_with(lowered: Any, wanted: dict[str, str] | None) -> tuple[Any, bool
     except jax.errors.JaxRuntimeError as error:
         if not any(reason in str(error) for reason in ("No such compile option", "valid enum value")):
             raise
-        return lowered.compile(), False
+        return lowered.compile(compiler_options=otherwise), False
 
 
 def _use_persistent_cache() -> None:
