@@ -76,7 +76,10 @@ class Turns:
         longest = max(length + settings.tokens + 1, length + 2 * max(settings.rows))
         widest = dec.DecodeSpec(config, 1, max(settings.gammas))
         self.slots, self.tokens = dec.cache_slots(widest, longest), settings.tokens
-        self.timers = {"matvec": machine.matvec(settings.megabytes), "copy": machine.copy(settings.megabytes)}
+        self.timers: dict[Any, Callable[[], float]] = {
+            "matvec": machine.matvec(settings.megabytes),
+            "copy": machine.copy(settings.megabytes),
+        }
         self.loops: dict[tuple[str, int], forced.Loop] = {}
         for graph in graphs:
             self.timers["iteration", graph] = machine.iteration(GRAPHS[graph])
