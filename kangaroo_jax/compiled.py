@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -52,20 +53,23 @@ def options(*args: Any) -> dict[str, str] | None:
     return (NARROW_OPTIONS if narrow else OPTIONS).get(jax.default_backend())
 
 
-def compiled(function: Any, static: dict[int, Any], *args: Any) -> tuple[Any, float]:
+def compiled(
+    function: Any, static: dict[int, Any], *args: Any, extra: Mapping[str, str] | None = None
+) -> tuple[Any, float]:
     """Return ``function`` compiled for these arguments, and the seconds that took (0 when it was compiled before).
 
     Args:
         function: a jitted function.
         static: its static arguments by position; hashable.
         *args: the traced arguments, in order; only their shapes, dtypes and placement matter.
+        extra: XLA options beside the usual ones, such as ``ONE_GRAPH``.
 
     Returns:
         A callable that takes the traced arguments, and compile seconds.
     """
     leaves, tree = jax.tree.flatten(args)
     shapes = tuple((leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)) for leaf in leaves)
-    key = (function, tuple(static.items()), tree, shapes)
+    key = (function, tuple(static.items()), tree, shapes, tuple((extra or {}).items()))
     if key in _executables:
         return _executables[key], 0.0
     merged = list(args)
@@ -77,7 +81,7 @@ def compiled(function: Any, static: dict[int, Any], *args: Any) -> tuple[Any, fl
     # What a user has set for programs of his own is nothing to these.
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         lowered = function.lower(*merged)
-    _executables[key], _ = compile_with(lowered, options(*args))
+    _executables[key], _ = compile_with(lowered, {**(options(*args) or {}), **(extra or {})} or None)
     return _executables[key], time.perf_counter() - start
 
 
