@@ -30,10 +30,17 @@ def draw_prompts(files: list[SourceFile], count: int, size: int, seed: int) -> l
     for file in order:
         text = file.data.decode()
         start = text.rfind("\n", 0, rng.randrange(len(text) - size)) + 1
-        piece = text[start : start + size]
-        line = piece.rfind("\n", 0, size - 12) + 1
-        prompts.append({"name": file.name, "prompt": piece[: line + rng.randrange(13)] if line else piece})
+        prompts.append({"name": file.name, "prompt": end_within_line(text[start : start + size], rng)})
     return prompts
+
+
+def end_within_line(piece: str, rng: random.Random) -> str:
+    """Return the beginning of a text that ends, mostly, within a line: up to 12 characters behind a full line.
+
+    That line is the last one that leaves so many characters; a text without one stays as it is.
+    """
+    line = piece.rfind("\n", 0, max(len(piece) - 12, 0)) + 1
+    return piece[: line + rng.randrange(13)] if line else piece
 
 
 def main(argv: list[str] | None = None) -> None:
