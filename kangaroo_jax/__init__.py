@@ -11,6 +11,8 @@ from kangaroo_jax.lossless import LosslessReport, LosslessRow, verify_lossless
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
 from kangaroo_jax.params import Params, load
 from kangaroo_jax.results import Generation, Stats
+from kangaroo_jax.tuner import tune
+from kangaroo_jax.tuning import Tuning
 
 __version__ = "0.1.0"
 
@@ -23,9 +25,11 @@ __all__ = [
     "LosslessRow",
     "Params",
     "Stats",
+    "Tuning",
     "__version__",
     "generate",
     "load",
     "stream",
+    "tune",
     "verify_lossless",
 ]

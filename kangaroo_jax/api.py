@@ -25,7 +25,7 @@ def generate(
     max_new_tokens: int = 128,
     gamma: int | None = None,
     eta: float | None = None,
-    method: str = "kangaroo",
+    method: str | None = None,
     eos_token_id: int | Sequence[int] | None = None,
     stop_strings: str | Sequence[str] | None = None,
     do_sample: bool = False,
@@ -52,7 +52,8 @@ def generate(
         gamma: largest number of tokens drafted in a round; default: the adapter's.
         eta: confidence below which drafting stops; 0 never stops early, above 1 always; default: the adapter's. It
             looks at the draft model's own top-1 probability, before temperature and cuts.
-        method: ``"kangaroo"``, or ``"plain"`` for decoding without a draft.
+        method: ``"kangaroo"``, or ``"plain"`` for decoding without a draft; default: the adapter's, which is Kangaroo
+            unless ``tune`` found that no drafting pays and that was saved.
         eos_token_id: token or tokens that end the text; default: the model's own; ``()`` for none.
         stop_strings: string or strings that end the text, wherever they fall between tokens. The text ends before the
             string, as with OpenAI's API and vLLM (transformers keeps it); ``token_ids`` go up to the token that

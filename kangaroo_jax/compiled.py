@@ -32,6 +32,18 @@ NARROW_OPTIONS: dict[str, dict[str, str]] = {
 }
 """The same for programs with bf16 or fp16 arguments."""
 
+ONE_GRAPH: dict[str, str] = {
+    # Without WHILE a loop runs on the host: for each iteration it waits until the predicate has been copied to it. With
+    # WHILE alone there are too few operations outside of the loop for a graph, so that nothing is put into any.
+    "xla_gpu_graph_min_graph_size": "1",
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION,WHILE",
+}
+"""XLA options for an NVIDIA GPU: the whole decode loop, with the loop of drafting in it, becomes one CUDA graph.
+
+What ``python -m bench.inspect`` shows of them is compiled code; nobody has timed them yet, so ``generate`` does not set
+them. Pass them to ``compile_with``, which does without them where the installed XLA does not know them.
+"""
+
 
 def options(*args: Any) -> dict[str, str] | None:
     """Return the XLA options of a program with these arguments, on the platform JAX runs on."""
@@ -65,13 +77,29 @@ def compiled(function: Any, static: dict[int, Any], *args: Any) -> tuple[Any, fl
     # What a user has set for programs of his own is nothing to these.
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         lowered = function.lower(*merged)
+    _executables[key], _ = compile_with(lowered, options(*args))
+    return _executables[key], time.perf_counter() - start
+
+
+def compile_with(
+    lowered: Any, wanted: dict[str, str] | None, otherwise: dict[str, str] | None = None
+) -> tuple[Any, bool]:
+    """Compile with XLA options, or with others where the installed XLA does not know one of them.
+
+    Args:
+        lowered: what ``jax.jit(f).lower(...)`` returns.
+        wanted: XLA options by name.
+        otherwise: the others; None is XLA's defaults.
+
+    Returns:
+        The compiled program, and whether the options were used.
+    """
     try:
-        _executables[key] = lowered.compile(compiler_options=options(*args))
+        return lowered.compile(compiler_options=wanted), True
     except jax.errors.JaxRuntimeError as error:
         if not any(reason in str(error) for reason in ("No such compile option", "valid enum value")):
             raise
-        _executables[key] = lowered.compile()
-    return _executables[key], time.perf_counter() - start
+        return lowered.compile(compiler_options=otherwise), False
 
 
 def _use_persistent_cache() -> None:

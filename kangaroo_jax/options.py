@@ -12,9 +12,8 @@ import numpy as np
 
 from kangaroo_jax import decode as dec
 from kangaroo_jax.checks import integer, plain, real, text, token_ids
+from kangaroo_jax.model.config import METHODS
 from kangaroo_jax.params import Params, check_params
-
-METHODS = ("kangaroo", "plain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Options:
     max_new_tokens: int = 128
     gamma: int | None = None
     eta: float | None = None
-    method: str = "kangaroo"
+    method: str | None = None
     eos_token_id: int | Sequence[int] | None = None
     stop_strings: str | Sequence[str] | None = None
     do_sample: bool = False
@@ -91,7 +90,8 @@ def plan(params: Params, options: Options) -> Plan:
         ValueError: if one is out of range; the message names it, its value and what is expected.
     """
     check_params(params)
-    spec, eta = _spec(params, options)
+    method = _method(params, options)
+    spec, eta = _spec(params, options, method)
     sampling = _sampling(params, options)
     copies = integer("num_return_sequences", options.num_return_sequences, 1)
     # Temperature 0 is the limit of lower and lower ones: the most likely token.
@@ -106,7 +106,7 @@ def plan(params: Params, options: Options) -> Plan:
     # All eta above 1 are one, and 2 fits fp32.
     traced: tuple[Any, ...] = (np.float32(min(eta, 2.0)), _eos_ids(params, options.eos_token_id), sampling)
     return Plan(
-        method=options.method,
+        method=method,
         spec=dataclasses.replace(spec, sample=sample, truncate=truncate),
         eta=eta,
         controls=dec.Controls(*traced),
@@ -117,11 +117,18 @@ def plan(params: Params, options: Options) -> Plan:
     )
 
 
-def _spec(params: Params, options: Options) -> tuple[dec.DecodeSpec, float]:
+def _method(params: Params, options: Options) -> str:
+    """Return the method asked for, or the adapter's own choice."""
+    if options.method is None:
+        return "kangaroo" if params.draft is None else params.draft.method
+    if options.method not in METHODS:
+        raise ValueError(f"method is {options.method!r}; choose one of {', '.join(METHODS)}")
+    return options.method
+
+
+def _spec(params: Params, options: Options, method: str) -> tuple[dec.DecodeSpec, float]:
     """Return the static description and eta."""
-    method, gamma, eta = options.method, options.gamma, options.eta
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; choose one of {', '.join(METHODS)}")
+    gamma, eta = options.gamma, options.eta
     if gamma is not None:
         gamma = integer("gamma", gamma, 1, params.config.max_position_embeddings)
     if eta is not None:

@@ -146,7 +146,7 @@ def _walk(
         return (carry[1].finish == dec.RUNNING).any() & (carry[0] < rounds)
 
     def step(carry: tuple[Array, dec.DecodeState]) -> tuple[Array, dec.DecodeState]:
-        state = dec.kangaroo_round(spec, weights, carry[1].replace(limit=carry[1].length + 1), controls)
+        state = dec.speculative_round(spec, weights, carry[1].replace(limit=carry[1].length + 1), controls)
         cut = (state.finish == dec.LENGTH) & (state.length < limit)
         return carry[0] + 1, state.replace(limit=limit, finish=jnp.where(cut, dec.RUNNING, state.finish))
 

@@ -216,7 +216,7 @@ def _nothing(args: argparse.Namespace, bad: BadRows) -> NoReturn:
 def _options(args: argparse.Namespace, params: kangaroo_jax.Params) -> Options:
     sampling = {name: value for name in _SAMPLING if (value := getattr(args, name)) is not None}
     drawn = {"do_sample": True, "seed": 0, **sampling} if sampling else {}
-    method = "plain" if args.plain or params.draft is None else "kangaroo"
+    method = "plain" if args.plain or params.draft is None else None
     return Options(max_new_tokens=args.max_new_tokens, gamma=args.gamma, eta=args.eta, method=method, **drawn)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 DEFAULT = "kangaroo_jax.cli.write"
 COMMANDS = {
     "chat": "kangaroo_jax.cli.chat",
+    "tune": "kangaroo_jax.cli.tune",
     "verify": "kangaroo_jax.cli.verify",
 }
 """Commands by their first word; a module is imported when it is needed, without a word ``DEFAULT``."""

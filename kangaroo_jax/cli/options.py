@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import kangaroo_jax
-from kangaroo_jax.options import METHODS, Options
+from kangaroo_jax.model.config import METHODS
+from kangaroo_jax.options import Options
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 """Arguments of ``kangaroo_jax.generate`` that have an effect only if tokens are drawn."""
@@ -28,8 +29,13 @@ def new_parser(command: str, description: str | None) -> argparse.ArgumentParser
     )
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which model is meant; ``load`` reads them."""
+def add_model(parser: argparse.ArgumentParser, *, adapters: bool = False) -> None:
+    """Add the options that say which model is meant; ``load`` reads them.
+
+    Args:
+        parser: the command's.
+        adapters: whether several adapters may be named; ``args.adapter`` is a list or None then.
+    """
     add = parser.add_argument
     add(
         "--model",
@@ -37,7 +43,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         default="joey",
         help="embedded name, converted directory or alias (default: %(default)s)",
     )
-    add("--adapter", type=Path, metavar="DIR", help="adapter directory (default: the model's own)")
+    own = "adapter directory (default: the model's own)"
+    if adapters:
+        add("--adapter", type=Path, metavar="DIR", action="append", help=f"{own}; may be repeated")
+    else:
+        add("--adapter", type=Path, metavar="DIR", help=own)
     add("--exit-layer", type=int, metavar="N", help="layer the adapter was trained after, where it does not say it")
     add("--dtype", choices=("float32", "bfloat16"), help="of the weights (default: float32 on a CPU, else bfloat16)")
 
@@ -48,7 +58,8 @@ def load(args: argparse.Namespace) -> kangaroo_jax.Params:
     Raises:
         ValueError: as ``kangaroo_jax.load``.
     """
-    return kangaroo_jax.load(args.model, adapter=args.adapter, exit_layer=args.exit_layer, dtype=args.dtype)
+    adapter = args.adapter[0] if isinstance(args.adapter, list) else args.adapter
+    return kangaroo_jax.load(args.model, adapter=adapter, exit_layer=args.exit_layer, dtype=args.dtype)
 
 
 def add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int = Options.max_new_tokens) -> None:
@@ -72,7 +83,7 @@ def decoding(args: argparse.Namespace) -> dict[str, Any]:
 def add_writing(parser: argparse.ArgumentParser) -> None:
     """Add the options of a text that is written once: method, stop strings, sampling; ``writing`` reads them."""
     add = parser.add_argument
-    add("--method", choices=METHODS, default=Options.method, help="how to decode (default: %(default)s)")
+    add("--method", choices=METHODS, help="how to decode (default: the adapter's; kangaroo unless tuned otherwise)")
     add(
         "--stop",
         type=_unescaped,

@@ -3,6 +3,7 @@
 python -m kangaroo_jax "def fibonacci(n):"      stream a continuation
 python -m kangaroo_jax --compare                measure on the built-in prompts
 python -m kangaroo_jax verify                   check that Kangaroo writes the tokens plain decoding writes
+python -m kangaroo_jax tune                     find the fastest gamma and eta on this machine
 python -m kangaroo_jax chat                     hold a conversation
 
 The text is greedy unless an option of sampling is given.

@@ -194,6 +194,10 @@ class LlamaConfig:
         return fields | window_to_hf(self.family, self.sliding_window, self.num_hidden_layers)
 
 
+METHODS = ("kangaroo", "plain")
+"""Ways to decode a text."""
+
+
 @dataclasses.dataclass(frozen=True)
 class KangarooConfig:
     """The draft model: where drafting leaves the target, and what it drafts with (paper, section 3.1).
@@ -203,12 +207,15 @@ class KangarooConfig:
         gamma: default for the largest number of tokens drafted in one round.
         eta: default confidence below which drafting stops (second early exit).
         adapter: what the adapter computes.
+        method: how a text is decoded where nothing else is asked for: ``"kangaroo"``, or ``"plain"`` where ``tune``
+            found that no drafting pays.
     """
 
     exit_layer: int
     gamma: int = 6
     eta: float = 0.6
     adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
+    method: str = "kangaroo"
 
 
 def _set_positive(config: Any, *names: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store.adapters import find_adapter, load_adapter, save_adapter
 from kangaroo_jax.store.checkpoint import Placement, default_dtype, restore_params, save_params, to_device
+from kangaroo_jax.store.choice import check_writable, save_choice
 from kangaroo_jax.store.hf import DTYPES, as_dtype, open_hf, read_config, read_hf, write_hf
 from kangaroo_jax.store.mapping import (
     DuplicateTensors,
@@ -35,6 +36,7 @@ __all__ = [
     "Params",
     "Placement",
     "as_dtype",
+    "check_writable",
     "default_dtype",
     "find_adapter",
     "fingerprint",
@@ -48,6 +50,7 @@ __all__ = [
     "resolve",
     "restore_params",
     "save_adapter",
+    "save_choice",
     "save_params",
     "to_flax",
     "write_hf",

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kangaroo_jax.model import AdapterConfig, KangarooConfig, LlamaConfig
+from kangaroo_jax.model.config import METHODS
 from kangaroo_jax.model.fields import brief
 from kangaroo_jax.store.mapping import flatten
 from kangaroo_jax.store.torch_zip import shown
@@ -24,9 +25,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "training": (dict,),
     "adapter": (str,),
     "rope_theta": (int, float, type(None)),
+    "method": (str,),
 }
 # What records had no place for at first.
-_WITHOUT: dict[str, Any] = {"training": {}, "adapter": "kangaroo", "rope_theta": None}
+_WITHOUT: dict[str, Any] = {"training": {}, "adapter": "kangaroo", "rope_theta": None, "method": "kangaroo"}
 
 
 def fingerprint(config: LlamaConfig) -> str:
@@ -43,10 +45,12 @@ def fingerprint(config: LlamaConfig) -> str:
 
 def adapter_record(config: LlamaConfig, draft: KangarooConfig, training: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an adapter directory says beside its tensors: ``adapter_config.json``, or ``kangaroo`` in theirs."""
-    fields = {"exit_layer": draft.exit_layer, "gamma": draft.gamma, "eta": draft.eta}
+    fields: dict[str, Any] = {"exit_layer": draft.exit_layer, "gamma": draft.gamma, "eta": draft.eta}
     adapter: dict[str, Any] = {"adapter": draft.adapter.kind}
     if draft.adapter.rope_theta is not None:
         adapter |= {"rope_theta": draft.adapter.rope_theta}
+    if draft.method != "kangaroo":
+        fields |= {"method": draft.method}
     target = {"hidden_size": config.hidden_size, "target": fingerprint(config)}
     return fields | adapter | target | {"training": dict(training)}
 
@@ -77,7 +81,7 @@ def read_record(
         adapter = AdapterConfig(fields["adapter"], fields["rope_theta"])
     except ValueError as error:
         raise ValueError(f"{where}: {error}; {AGAIN}") from None
-    draft = KangarooConfig(fields["exit_layer"], fields["gamma"], fields["eta"], adapter)
+    draft = KangarooConfig(fields["exit_layer"], fields["gamma"], fields["eta"], adapter, fields["method"])
     if exit_layer not in (None, draft.exit_layer):
         raise ValueError(
             f"{where}: the adapter was trained for exit_layer {brief(draft.exit_layer)}, and exit_layer "
@@ -93,7 +97,7 @@ def read_record(
 
 
 def check_draft(draft: KangarooConfig, config: LlamaConfig, where: str) -> None:
-    """Raise ValueError if exit layer, gamma or eta are none for this target; ``where`` they are is for the message."""
+    """Raise ValueError if a field of ``draft`` is none for this target; ``where`` it stands is for the message."""
     layers = config.num_hidden_layers
     if not 1 <= draft.exit_layer < layers:
         raise ValueError(
@@ -106,5 +110,7 @@ def check_draft(draft: KangarooConfig, config: LlamaConfig, where: str) -> None:
             f"{where}: gamma is {brief(draft.gamma)}; it must be at most the model's context, "
             f"{config.max_position_embeddings} tokens"
         )
+    if draft.method not in METHODS:
+        raise ValueError(f"{where}: method is {brief(draft.method)}; it must be one of {', '.join(METHODS)}")
     if not 0 <= draft.eta <= sys.float_info.max:  # JSON's integers have no bound.
         raise ValueError(f"{where}: eta is {brief(draft.eta)}; it must be 0 or more, and finite")
