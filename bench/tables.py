@@ -102,7 +102,7 @@ def time_table(results: Mapping[str, Any]) -> str:
 
 def recipe(record: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     """Return how the numbers came about, and what they mean."""
-    identity, figures = record["identity"], next(iter(results["overall"].values()))
+    figures = next(iter(results["overall"].values()))
     repetitive = len(results["repetitive_questions"])
     differing = len(results["differences"])
     lossless = f"{results['compared']} answers compared with plain decoding's, {differing} differ"
