@@ -87,7 +87,7 @@ def lower(program: Program, sharding: Sharding | None = None) -> Lowered:
     def place(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: shape(leaf.shape, leaf.dtype), tree)
 
-    adapter = abstract_adapter(spec.config, spec.adapter) if spec.gamma else None
+    adapter = abstract_adapter(spec.config, spec.adapter) if spec.gamma and spec.adapter else None
     weights = {"target": abstract_params(spec.config), "adapter": adapter}
     weights = jax.tree.map(lambda leaf: shape(leaf.shape, dtype), weights)
     row, scalar = shape((batch,), jnp.int32), shape((), jnp.float32)

@@ -12,9 +12,7 @@ from bench.methods.base import Method, Ready, count_parameters
 __all__ = ["METHODS", "Method", "Ready", "chosen", "count_parameters", "make"]
 
 METHODS: dict[str, Method] = {
-    method.name: method
-    for module in (kangaroo, prompt_lookup, draft_model, medusa, rest)
-    for method in module.METHODS
+    method.name: method for module in (kangaroo, prompt_lookup, draft_model, medusa, rest) for method in module.METHODS
 }
 """All methods by name, in the order of tables."""
 
