@@ -50,8 +50,8 @@ def _colours(names: Sequence[str]) -> dict[str, Any]:
     """Return a colour for each method; plain is grey."""
     from matplotlib import colormaps
 
-    drawn = iter(colormaps["tab10"].colors)
-    return {name: "0.6" if name == "plain" else next(drawn, "0.3") for name in names}
+    drawn = iter(range(10))
+    return {name: "0.6" if name == "plain" else colormaps["tab10"](next(drawn, 9)) for name in names}
 
 
 def draw_speedups(results: Results, path: Path) -> None:

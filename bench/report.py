@@ -122,8 +122,9 @@ def write_page(page: Path, sections: Mapping[str, str]) -> None:
     for name, section in sections.items():
         block = f"<!-- {name} -->\n\n{section}\n\n<!-- /{name} -->"
         pattern = re.compile(rf"<!-- {re.escape(name)} -->.*?<!-- /{re.escape(name)} -->", re.DOTALL)
-        text, count = pattern.subn(lambda _, block=block: block, text)
-        if not count:
+        if old := pattern.search(text):
+            text = text[: old.start()] + block + text[old.end() :]
+        else:
             text = f"{text.rstrip()}\n\n{block}\n"
     with whole_file(page) as staged:
         staged.write_text(text, encoding="utf-8")

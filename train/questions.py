@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from kangaroo_jax.store.files import whole_file
-from train.corpus import SourceFile, split_sources, standard_library
+from kangaroo_jax.text.sources import SourceFile, split_sources, standard_library
 from train.passages import FOLLOWING, KINDS, Parsed, Passage
 from train.prompts import end_within_line
 

@@ -9,7 +9,7 @@ import re
 from bench.questions import JOEY_QUESTIONS, read_questions, tasks_of
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import read_config, resolve
-from train.corpus import is_held_out
+from kangaroo_jax.text.sources import is_held_out
 from train.passages import KINDS, LONGEST, SHORTEST
 from train.questions import runs
 
