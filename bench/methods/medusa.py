@@ -76,8 +76,6 @@ class Medusa(dec.Drafter):
         count = jnp.full((batch,), len(head), jnp.int32)
         if self.tree.width == 1:
             return dec.token_draft(spec, weights, state, tokens, count, state.drafter, confidence=sure)
-        spare = ((0, 0), (0, spec.rows - 1 - len(head)))  # Of a tree every row has a token.
-        tokens, sure = jnp.pad(tokens, spare), jnp.pad(sure, spare)
         rows = self._rows(batch, spec)
         return dec.token_draft(spec, weights, state, tokens, count, state.drafter, rows, sure)
 

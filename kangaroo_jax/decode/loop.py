@@ -28,11 +28,13 @@ def speculative_round(spec: DecodeSpec, weights: Weights, state: DecodeState, co
     positions = root[:, None] + (jnp.arange(spec.rows) if tree is None else tree.depth)
     scores, hidden, deep = verify(spec, weights, drafted, positions, state.caches[spec.exit_layer :])
     caches = (*drafted.caches, *deep)
+    tokens = jnp.pad(drafted.tokens, ((0, 0), (1, spec.rows - 1 - drafted.tokens.shape[1])))
+    tokens = tokens.at[:, 0].set(newest(state)[0][:, 0])
     target = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     path = jnp.broadcast_to(jnp.arange(spec.gamma + 1), (len(root), spec.gamma + 1))
     if tree is not None:
         assert not spec.sample, "trees are verified greedily"
-        accepted, path = accept_tree(drafted.tokens, tree, target, spec.gamma)
+        accepted, path = accept_tree(tokens[:, 1:], tree, target, spec.gamma)
         block = jnp.take_along_axis(target, path, axis=1)
         caches = tuple(keep_path(cache, root, path) for cache in caches)
     elif spec.sample:
@@ -44,8 +46,6 @@ def speculative_round(spec: DecodeSpec, weights: Weights, state: DecodeState, co
         # Accepted drafts equal the target's choices, so the target's row is the block to commit.
         block = target
         accepted = spec.agree(drafted.tokens, drafted.count, block)
-    tokens = jnp.pad(drafted.tokens, ((0, 0), (1, spec.rows - 1 - drafted.tokens.shape[1])))
-    tokens = tokens.at[:, 0].set(newest(state)[0][:, 0])
     found = Verified(tokens, hidden, target, path, accepted, state.length)
     state = state.replace(caches=caches, drafter=spec.drafter.learn(spec, weights, drafted.drafter, found))
     state, committed = commit(state, block, accepted + 1, controls.eos_token_id)
