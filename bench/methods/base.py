@@ -75,6 +75,7 @@ class Method:
         defaults: its settings, as published unless ``about`` says otherwise; None is chosen by the model.
         make: puts it on a model; takes the model and the settings.
         needs: what has to be made first, as a command; "" if nothing.
+        companion: what that command makes, by its name for ``kangaroo_jax.store.companion``; "" for an adapter.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Method:
     defaults: Mapping[str, Any]
     make: Callable[[kangaroo_jax.Params, Mapping[str, Any]], Ready]
     needs: str = ""
+    companion: str = ""
 
 
 def count_parameters(tree: Any) -> int:
