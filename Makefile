@@ -2,15 +2,16 @@
 
 PYTHON ?= python3
 VENV := .venv
+GPU_COMPILER := build/h200
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test hf full notebook lint types format clean
+.PHONY: help demo test hf full h200 notebook lint types format clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3]"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 demo: $(INSTALLED)  ## write text with Kangaroo and with plain decoding, and compare their speed
 	$(RUN) -m kangaroo_jax --dtype float32 --compare --show
@@ -25,6 +26,14 @@ hf: $(INSTALLED)  ## run the tests against transformers' own models (installs to
 
 full: $(INSTALLED)  ## run the long tests: every prompt, every setting
 	$(RUN) -m pytest -m full
+
+# Beside the environment, not in it: there JAX would look for a GPU at every start, and complain.
+h200: $(INSTALLED)  ## inspect the code compiled for an H200, without one (fetches XLA's compiler, 132 MB)
+	version=$$($(RUN) -c 'import jaxlib; print(jaxlib.__version__)') && \
+		test -d $(GPU_COMPILER)/jax_cuda13_plugin-$$version.dist-info || \
+		$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(GPU_COMPILER) \
+			jax-cuda13-plugin==$$version jax-cuda13-pjrt==$$version
+	JAX_PLATFORMS=cpu PYTHONPATH=$(GPU_COMPILER) $(RUN) -m pytest -m h200 -n 0 -s
 
 notebook: $(INSTALLED)  ## run the notebook anew and store what it shows
 	KANGAROO_COMPILATION_CACHE=0 $(RUN) -c 'import nbclient, nbformat; \

@@ -37,11 +37,11 @@ def new_record(
         questions: the file of questions.
         max_new_tokens: token budget of a turn.
         repeats: runs.
-        command: the command's arguments.
+        command: the command's module and arguments.
     """
     name = Path(params.name).resolve().name
     return {
-        "command": shlex.join(["python", "-m", "bench.spec_bench", *command]),
+        "command": shlex.join(["python", "-m", *command]),
         "identity": {
             "model": name,
             "dtype": params.target["embed_tokens"]["embedding"].dtype.name,
@@ -56,7 +56,7 @@ def new_record(
             "warm_ups": WARM_UPS,
             "methods": {key: {**ready.settings, "weights": digest(ready.weights)} for key, ready in methods.items()},
         },
-        "methods": {key: described(name, ready) for key, ready in methods.items()},
+        "methods": {key: described(f"{name}-{key}", ready) for key, ready in methods.items()},
         "costs": None,
         "commits": [found] if (found := commit()) else [],
         "cores": os.cpu_count(),
@@ -65,8 +65,8 @@ def new_record(
     }
 
 
-def described(model: str, ready: Ready) -> dict[str, Any]:
-    """Return what a record says of a method."""
+def described(model_id: str, ready: Ready) -> dict[str, Any]:
+    """Return what a record says of a method; ``model_id`` is what its answer files are called."""
     method, spec = METHODS[ready.name], ready.spec
     return {
         "about": method.about,
@@ -76,7 +76,7 @@ def described(model: str, ready: Ready) -> dict[str, Any]:
         "exit_layer": spec.exit_layer,
         "rows": spec.rows if spec.gamma else 1,
         "added_parameters": ready.added_parameters,
-        "model_id": f"{model}-{ready.name}",
+        "model_id": model_id,
     }
 
 

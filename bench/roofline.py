@@ -1,103 +1,171 @@
-"""How good is plain decoding? Bytes of weights read per second, against what a large matrix-vector product reaches.
+"""How near is decoding to the machine's bandwidth, and is Kangaroo as fast as its parts allow?
 
-python -m bench.roofline                   joey
-python -m bench.roofline --transformers    and transformers' own generate on the same checkpoint (needs torch)
+python -m bench.roofline                                        joey
+python -m bench.roofline --shape small-100m --dtype float32     random weights of a shape, made in memory
+python -m bench.roofline --shape vicuna-7b --dtype bfloat16 --graph both --json vicuna.json      on a GPU
+
+Bandwidth is what a large matrix-vector product or a copy reaches. Beside it: bytes that each part of decoding reads
+and their rate; and the speedup with forced acceptance (each drafted token is accepted with a fixed probability, so
+that untrained weights do), measured and as modelled: tokens per round / (k d + s + v), with k drafted tokens, d a draft
+step, s a shallow pass, v a verification, all in plain steps.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+from tqdm import tqdm
 
 import kangaroo_jax
-from kangaroo_jax.compare import read_prompts
-from kangaroo_jax.store import resolve
+from bench import machine
+from bench.report_roofline import report
+from bench.shapes import random_params
+from bench.ties import ROWS, ties
+from bench.traffic import size, traffic
+from bench.turns import GRAPHS, Settings, Turns
+from kangaroo_jax.compiled import ONE_GRAPH, compile_with
+from kangaroo_jax.costs import measure_costs
+from kangaroo_jax.model.shapes import SHAPES
+from kangaroo_jax.store.files import whole_file
 
 
-def matvec_bandwidth(megabytes: int = 256, repeats: int = 7) -> float:
-    """Return the bytes per second that one fp32 matrix-vector product over a matrix of this size reads; the median."""
-    rows = 4096
-    matrix = jax.random.normal(jax.random.key(0), (rows, megabytes * 2**20 // 4 // rows))
-    vector = jnp.ones((1, rows))
-    product = jax.jit(lambda x, w: x @ w)
-    product(vector, matrix).block_until_ready()
+def measure(params: kangaroo_jax.Params, settings: Settings, graphs: Sequence[str] = ("default",)) -> dict[str, Any]:
+    """Measure everything in turns and return the figures, as JSON has them.
 
-    def seconds() -> float:
-        start = time.perf_counter()
-        product(vector, matrix).block_until_ready()
-        return time.perf_counter() - start
+    Args:
+        params: the model, with an adapter.
+        settings: what to measure.
+        graphs: keys of ``GRAPHS``: what to compile the loops with.
 
-    return matrix.nbytes / statistics.median(seconds() for _ in range(repeats))
+    Raises:
+        ValueError: if the model has no adapter, or its context is too short.
+    """
+    turns = settings.repeats * len(graphs)
+    bar = tqdm(total=turns, desc="compiling", unit="turn", disable=not sys.stderr.isatty())
+    timed = Turns(params, settings, graphs)
+    parts = traffic(params, timed.slots)
+
+    def tick() -> None:
+        timed.turn()
+        bar.set_description("measuring")
+        bar.update()
+
+    costs = {}
+    for graph in graphs:  # Verifications alone have no loops to put into a graph: once is enough.
+        costs[graph] = measure_costs(
+            params,
+            gammas=settings.gammas,
+            rows=settings.rows if graph == graphs[0] else (),
+            prompt=timed.prompt,
+            slots=timed.slots,
+            repeats=settings.repeats,
+            tick=tick,
+            extra=GRAPHS[graph],
+        )
+    bar.close()
+    different, compared = ties(params, timed.loops[graphs[0], 0])
+    return {
+        "model": params.name,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params.target)),
+        "weights": size(params.target),
+        "exit_layer": params.draft.exit_layer if params.draft else None,
+        "dtype": costs[graphs[0]].dtype,
+        "device": jax.local_devices()[0].device_kind,
+        "jax": jax.__version__,
+        "slots": timed.slots,
+        "tokens": settings.tokens,
+        "turns": turns,
+        "matvec": timed.median("matvec"),
+        "copy": timed.median("copy"),
+        "bytes": parts,
+        "ties": {"rows": ROWS, "different": different, "compared": compared},
+        "graphs": {
+            graph: {
+                "iteration": timed.median("iteration", graph),
+                "plain": timed.median("decode", graph, 0, None) / settings.tokens,
+                "compile_seconds": sum(
+                    loop.compile_seconds for (name, _), loop in timed.loops.items() if name == graph
+                ),
+                "costs": costs[graph].as_dict(),
+                "forced": [
+                    timed.forced(graph, gamma, rate, costs[graph], parts)
+                    for gamma in settings.gammas
+                    for rate in settings.acceptances
+                ],
+            }
+            for graph in graphs
+        },
+    }
 
 
-def weight_bytes(params: kangaroo_jax.Params) -> int:
-    """Return the bytes of weights a plain step reads: all but the embedding table, of which it reads one row."""
-    total = sum(leaf.nbytes for leaf in jax.tree.leaves(params.target))
-    return total - (0 if params.config.tie_word_embeddings else params.target["embed_tokens"]["embedding"].nbytes)
+def check_graph(choice: str) -> None:
+    """Raise ValueError where one CUDA graph is asked for and there is no GPU, or an XLA that cannot make it."""
+    if choice == "default":
+        return
+    if (backend := jax.default_backend()) != "gpu":
+        raise ValueError(f"--graph is {choice}, which needs an NVIDIA GPU, and JAX runs on {backend}: leave it out")
+    if not compile_with(jax.jit(lambda x: x + 1).lower(1.0), dict(ONE_GRAPH))[1]:
+        raise ValueError(
+            f"--graph is {choice}, and XLA of jax {jax.__version__} does not know its options: leave it out"
+        )
 
 
-def plain_rate(params: kangaroo_jax.Params, prompt: str, tokens: int) -> float:
-    """Return tokens per second of plain decoding, prefill apart."""
-    stats = kangaroo_jax.generate(params, prompt, method="plain", max_new_tokens=tokens, eos_token_id=()).stats
-    return (stats.new_tokens - 1) / stats.decode_seconds
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.roofline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--shape", choices=SHAPES, help="random weights of this shape, made in memory")
+    which.add_argument("--model", default="joey", help="as for kangaroo_jax.load; with an adapter (default: joey)")
+    add("--dtype", choices=("float32", "bfloat16"), help="of all weights (default: fp32 on a CPU, else bf16)")
+    add("--exit-layer", type=int, help="layers of the draft model (default: the model's; of a shape, 2, or 1 in 13)")
+    add("--gamma", type=int, nargs="+", default=Settings.gammas, help="tokens drafted in each round (default: 3 6)")
+    add("--acceptance", type=float, nargs="+", default=Settings.acceptances, help="(default: 0.6 0.7 0.8)")
+    add("--rows", type=int, nargs="+", default=Settings.rows, help="rows of verifications (default: 1 to 16)")
+    add("--tokens", type=int, default=Settings.tokens, help="tokens that a run decodes (default: %(default)s)")
+    add("--repeats", type=int, default=Settings.repeats, help="turns that time all once (default: %(default)s)")
+    add("--graph", choices=(*GRAPHS, "both"), default="default", help="one: decode loops as one CUDA graph, GPU only")
+    add("--megabytes", type=int, default=machine.megabytes(), help="MiB of bandwidth's matrix (default: %(default)s)")
+    add("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    return parser
 
 
-def transformers_rate(name: str) -> Callable[[str, int], float]:
-    """Load the checkpoint with transformers and return the same measurement of its ``generate`` (greedy, fp32)."""
-    import transformers
-
-    directory = resolve(name)
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype="float32")
-    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(directory)
-
-    def rate(prompt: str, tokens: int) -> float:
-        inputs = tokenizer(prompt, return_tensors="pt")
-        times = []
-        for budget in (1, tokens):  # One token is the prefill.
-            start = time.perf_counter()
-            model.generate(**inputs, max_new_tokens=budget, min_new_tokens=budget, do_sample=False)
-            times.append(time.perf_counter() - start)
-        return (tokens - 1) / (times[1] - times[0])
-
-    return rate
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Measure in turn, several times, and print medians."""
-    parser = argparse.ArgumentParser(prog="python -m bench.roofline", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="joey", help="as for kangaroo_jax.load (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=128, help="tokens per run (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=7, help="runs of each (default: %(default)s)")
-    parser.add_argument("--transformers", action="store_true", help="also time transformers' generate; needs torch")
-    args = parser.parse_args(argv)
-    if args.tokens < 2 or args.repeats < 1:
-        parser.error("--tokens must be at least 2, --repeats at least 1")
-    params = kangaroo_jax.load(args.model, dtype="float32")
-    prompt = read_prompts()[0]["prompt"]
-    other = transformers_rate(args.model) if args.transformers else None
-    plain_rate(params, prompt, args.tokens)
-    bandwidth, rates, others = [], [], []
-    for _ in range(args.repeats):
-        bandwidth.append(matvec_bandwidth())
-        rates.append(plain_rate(params, prompt, args.tokens))
-        if other:
-            others.append(other(prompt, args.tokens))
-    reached = statistics.median(r * weight_bytes(params) / b for r, b in zip(rates, bandwidth, strict=True))
-    print(f"matrix-vector product   {statistics.median(bandwidth) / 1e9:.1f} GB/s")
-    print(f"plain decoding          {statistics.median(rates):.0f} tokens/s")
-    print(f"weights read            {statistics.median(rates) * weight_bytes(params) / 1e9:.1f} GB/s")
-    print(f"share of bandwidth      {100 * reached:.0f} %")
-    if others:
-        ratio = statistics.median(r / o for r, o in zip(rates, others, strict=True))
-        print(f"transformers' generate  {statistics.median(others):.0f} tokens/s")
-        print(f"plain / transformers    {ratio:.1f}")
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print, and return the exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        check_graph(args.graph)
+        settings = Settings(
+            tuple(args.gamma), tuple(args.acceptance), tuple(args.rows), args.tokens, args.repeats, args.megabytes
+        )
+        if args.json and not args.json.parent.is_dir():
+            raise ValueError(f"--json is {args.json}, and there is no directory {args.json.parent}: make it first")
+        if args.shape:
+            dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+            params = random_params(args.shape, dtype, SHAPES[args.shape], args.exit_layer)
+        else:
+            params = kangaroo_jax.load(args.model, dtype=args.dtype, exit_layer=args.exit_layer)
+        figures = measure(params, settings, [name for name in GRAPHS if args.graph in (name, "both")])
+        print("\n".join(report(figures)))
+        if args.json:
+            with whole_file(args.json) as staged:
+                staged.write_text(json.dumps(figures, indent=1) + "\n")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

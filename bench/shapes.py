@@ -14,20 +14,24 @@ import dataclasses
 import math
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter
+import kangaroo_jax
+from kangaroo_jax.model import KangarooConfig, LlamaConfig, abstract_adapter, abstract_params, init_adapter
 from kangaroo_jax.model.shapes import SHAPES
 from kangaroo_jax.store import save_adapter
 from kangaroo_jax.store.files import check_vacant, whole_directory, write_json
 from kangaroo_jax.store.hf import TORCH_INDEX, TORCH_SINGLE
 from kangaroo_jax.store.mapping import entries
 from kangaroo_jax.store.torch_file import write_torch
+from kangaroo_jax.text.tokenizer import NoTokenizer
 
 _DEVIATION = 0.02
 
@@ -85,8 +89,48 @@ def write_random(directory: Path, config: LlamaConfig, seed: int = 0, shard_byte
             total = sum(tensor.nbytes for tensor in tensors.values())
             write_json(staged / TORCH_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
         write_json(staged / "config.json", config.to_hf() | {"torch_dtype": "float16"})
-        draft = KangarooConfig(max(config.num_hidden_layers // 14, 1))  # 2 of 32 layers, 3 of 40 (paper, section 4).
+        draft = KangarooConfig(exit_layer(config))
         save_adapter(staged / "adapter", config, draft, jax.device_get(init_adapter(config, jax.random.key(seed))), {})
+
+
+def exit_layer(config: LlamaConfig) -> int:
+    """Return where drafting leaves a model of this depth: after 2 of 32 layers, 3 of 40 (paper, section 4), 2 of 10."""
+    depth = config.num_hidden_layers
+    return max(depth // 13, min(2, depth - 1), 1)
+
+
+def random_params(name: str, dtype: Any, config: LlamaConfig, draft: int | None = None) -> kangaroo_jax.Params:
+    """Return a model of a shape and an untrained adapter, drawn on the device: normal(0.02), norms near one, no zeros.
+
+    Args:
+        name: for messages.
+        dtype: of all weights; one tensor at a time is drawn in it.
+        config: the shape.
+        draft: exit layer; default: ``exit_layer``.
+
+    Raises:
+        ValueError: if the exit layer is not one of the model's.
+    """
+    draft = draft or exit_layer(config)
+    if not 0 < draft < config.num_hidden_layers:
+        raise ValueError(f"exit layer is {draft}; {name} has {config.num_hidden_layers} layers: give a smaller one")
+    shapes = {"target": abstract_params(config), "adapter": abstract_adapter(config)}
+    leaves, tree = jax.tree.flatten(shapes)
+    drawn = [_draw(leaf.shape, jnp.dtype(dtype), key) for leaf, key in zip(leaves, _keys(len(leaves)), strict=True)]
+    weights = jax.tree.unflatten(tree, drawn)
+    return kangaroo_jax.Params(
+        weights["target"], weights["adapter"], config, KangarooConfig(draft), NoTokenizer(name), name
+    )
+
+
+def _keys(count: int) -> Any:
+    return jax.random.split(jax.random.key(0), count)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _draw(shape: tuple[int, ...], dtype: Any, key: Any) -> Any:
+    values = jax.random.normal(key, shape, dtype) * _DEVIATION + (len(shape) == 1)
+    return jnp.where(values == 0, _DEVIATION, values).astype(dtype)  # In bf16 a draw may be 0.
 
 
 def _shards(tensors: dict[str, RandomTensor], limit: int) -> Iterator[dict[str, RandomTensor]]:

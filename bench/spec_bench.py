@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.methods import METHODS
@@ -102,15 +102,10 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the exit status: 0, 1 if float32 ids differed, 2 on bad input, 130 if interrupted."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    args = build_parser().parse_args(words)
+def exit_status(command: Callable[[], int]) -> int:
+    """Run a benchmark that goes on where it stopped; return its exit status, 2 on bad input, 130 if interrupted."""
     try:
-        if args.list:
-            print(listing())
-            return 0
-        return run(checked(args), words)
+        return command()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
@@ -120,6 +115,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; the exit status: 0, 1 if float32 ids differed, 2 on bad input, 130 if interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(words)
+    if args.list:
+        print(listing())
+        return 0
+    return exit_status(lambda: run(checked(args), ["bench.spec_bench", *words]))
 
 
 if __name__ == "__main__":

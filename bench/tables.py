@@ -102,19 +102,13 @@ def time_table(results: Mapping[str, Any]) -> str:
 
 def recipe(record: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     """Return how the numbers came about, and what they mean."""
-    identity, figures = record["identity"], next(iter(results["overall"].values()))
-    versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
+    figures = next(iter(results["overall"].values()))
     repetitive = len(results["repetitive_questions"])
     differing = len(results["differences"])
     lossless = f"{results['compared']} answers compared with plain decoding's, {differing} differ"
     return "\n".join(
         (
-            f"* `{record['command']}`",
-            f"* {identity['model']}, {identity['dtype']}, {identity['device']}, {record['cores']} cores; {versions}"
-            + "".join(f"; commit {commit}" for commit in record["commits"]),
-            f"* {figures['questions']} questions of `{identity['questions']}` (SHA-256 "
-            f"{identity['questions_sha256'][:16]}), {identity['max_new_tokens']} new tokens at most, greedy, batch 1, "
-            f"{identity['repeats']} runs after {identity['warm_ups']} warm-ups, methods in turn on each question",
+            made_by(record, figures["questions"]),
             "* wall time includes the prefill, not tokenisation and compilation; speedup: median over questions of the "
             "median over runs of the ratio to plain in the same run, with its bootstrap interval",
             "* harness: mean over questions of tokens/s over the same of plain, as Spec-Bench's speed.py has it; mean "
@@ -123,6 +117,22 @@ def recipe(record: Mapping[str, Any], results: Mapping[str, Any]) -> str:
             "* CR counts verify rounds; CR with prefill counts each prefill as a round of one token, too",
             f"* {lossless}",
             *(f"* {name}: {_settings(method)}" for name, method in record["methods"].items()),
+        )
+    )
+
+
+def made_by(record: Mapping[str, Any], questions: int) -> str:
+    """Return command, model, machine, versions, commits and questions of a record, as a Markdown list."""
+    identity = record["identity"]
+    versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
+    return "\n".join(
+        (
+            f"* `{record['command']}`",
+            f"* {identity['model']}, {identity['dtype']}, {identity['device']}, {record['cores']} cores; {versions}"
+            + "".join(f"; commit {commit}" for commit in record["commits"]),
+            f"* {questions} questions of `{identity['questions']}` (SHA-256 {identity['questions_sha256'][:16]}), "
+            f"{identity['max_new_tokens']} new tokens at most, greedy, batch 1, {identity['repeats']} runs after "
+            f"{identity['warm_ups']} warm-ups, in turn on each question",
         )
     )
 

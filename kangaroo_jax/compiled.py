@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -32,6 +33,18 @@ NARROW_OPTIONS: dict[str, dict[str, str]] = {
 }
 """The same for programs with bf16 or fp16 arguments."""
 
+ONE_GRAPH: dict[str, str] = {
+    # Without WHILE a loop runs on the host: for each iteration it waits until the predicate has been copied to it. With
+    # WHILE alone there are too few operations outside of the loop for a graph, so that nothing is put into any.
+    "xla_gpu_graph_min_graph_size": "1",
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION,WHILE",
+}
+"""XLA options for an NVIDIA GPU: the whole decode loop, with the loop of drafting in it, becomes one CUDA graph.
+
+What ``python -m bench.inspect`` shows of them is compiled code; nobody has timed them yet, so ``generate`` does not set
+them. Pass them to ``compile_with``, which does without them where the installed XLA does not know them.
+"""
+
 
 def options(*args: Any) -> dict[str, str] | None:
     """Return the XLA options of a program with these arguments, on the platform JAX runs on."""
@@ -40,20 +53,23 @@ def options(*args: Any) -> dict[str, str] | None:
     return (NARROW_OPTIONS if narrow else OPTIONS).get(jax.default_backend())
 
 
-def compiled(function: Any, static: dict[int, Any], *args: Any) -> tuple[Any, float]:
+def compiled(
+    function: Any, static: dict[int, Any], *args: Any, extra: Mapping[str, str] | None = None
+) -> tuple[Any, float]:
     """Return ``function`` compiled for these arguments, and the seconds that took (0 when it was compiled before).
 
     Args:
         function: a jitted function.
         static: its static arguments by position; hashable.
         *args: the traced arguments, in order; only their shapes, dtypes and placement matter.
+        extra: XLA options beside the usual ones, such as ``ONE_GRAPH``.
 
     Returns:
         A callable that takes the traced arguments, and compile seconds.
     """
     leaves, tree = jax.tree.flatten(args)
     shapes = tuple((leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)) for leaf in leaves)
-    key = (function, tuple(static.items()), tree, shapes)
+    key = (function, tuple(static.items()), tree, shapes, tuple((extra or {}).items()))
     if key in _executables:
         return _executables[key], 0.0
     merged = list(args)
@@ -65,13 +81,29 @@ def compiled(function: Any, static: dict[int, Any], *args: Any) -> tuple[Any, fl
     # What a user has set for programs of his own is nothing to these.
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         lowered = function.lower(*merged)
+    _executables[key], _ = compile_with(lowered, {**(options(*args) or {}), **(extra or {})} or None)
+    return _executables[key], time.perf_counter() - start
+
+
+def compile_with(
+    lowered: Any, wanted: dict[str, str] | None, otherwise: dict[str, str] | None = None
+) -> tuple[Any, bool]:
+    """Compile with XLA options, or with others where the installed XLA does not know one of them.
+
+    Args:
+        lowered: what ``jax.jit(f).lower(...)`` returns.
+        wanted: XLA options by name.
+        otherwise: the others; None is XLA's defaults.
+
+    Returns:
+        The compiled program, and whether the options were used.
+    """
     try:
-        _executables[key] = lowered.compile(compiler_options=options(*args))
+        return lowered.compile(compiler_options=wanted), True
     except jax.errors.JaxRuntimeError as error:
         if not any(reason in str(error) for reason in ("No such compile option", "valid enum value")):
             raise
-        _executables[key] = lowered.compile()
-    return _executables[key], time.perf_counter() - start
+        return lowered.compile(compiler_options=otherwise), False
 
 
 def _use_persistent_cache() -> None:

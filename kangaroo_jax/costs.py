@@ -123,6 +123,7 @@ def measure_costs(
     slots: int | None = None,
     repeats: int = 7,
     tick: Callable[[], Any] = lambda: None,
+    extra: Mapping[str, str] | None = None,
 ) -> Costs:
     """Measure what the parts of decoding take, compilation and prefill apart.
 
@@ -137,6 +138,7 @@ def measure_costs(
         slots: cache slots; default: as many as a generation of 128 tokens after the prompt has.
         repeats: timings of each part.
         tick: called after every turn.
+        extra: XLA options beside the usual ones, such as ``compiled.ONE_GRAPH``.
 
     Raises:
         ValueError: if there is no adapter, an argument is out of range, or the memory does not hold the caches.
@@ -156,11 +158,11 @@ def measure_costs(
     integer("slots", slots, len(prompt) + 2 * max([*classes, *rows]))
     widths = sorted({*classes, *(integer("rows", number, 1) for number in rows)})
 
-    timers: dict[Any, Callable[[], float]] = {"plain": round_timer(params, 0, 0.0, prompt, slots)}
+    timers: dict[Any, Callable[[], float]] = {"plain": round_timer(params, 0, 0.0, prompt, slots, extra)}
     for count in classes:
-        timers[count, "one"] = round_timer(params, count - 1, 2.0, prompt, slots)
-        timers[count, "all"] = round_timer(params, count - 1, 0.0, prompt, slots)
-    timers |= part_timers(params, prompt, slots, widths)
+        timers[count, "one"] = round_timer(params, count - 1, 2.0, prompt, slots, extra)
+        timers[count, "all"] = round_timer(params, count - 1, 0.0, prompt, slots, extra)
+    timers |= part_timers(params, prompt, slots, widths, extra)
     turns = []
     for _ in range(repeats):
         turns.append({name: timer() for name, timer in timers.items()})

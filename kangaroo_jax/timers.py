@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,8 +31,13 @@ def rounds_plan(params: Params, gamma: int, eta: float = 0.0) -> Plan:
     return plan(params, Options(max_new_tokens=budget, eos_token_id=(), **method))
 
 
-def round_timer(params: Params, gamma: int, eta: float, prompt: Sequence[int], slots: int) -> Callable[[], float]:
-    """Return a function that runs the real decode loop from the end of the prompt: seconds a round."""
+def round_timer(
+    params: Params, gamma: int, eta: float, prompt: Sequence[int], slots: int, extra: Mapping[str, str] | None = None
+) -> Callable[[], float]:
+    """Return a function that runs the real decode loop from the end of the prompt: seconds a round.
+
+    ``extra`` are XLA options beside the usual ones, here and in ``part_timers``.
+    """
     checked = rounds_plan(params, gamma, eta)
     context = min(slots - checked.spec.rows, params.config.max_position_embeddings)
     run = Run(params, [list(prompt)], checked, Kept(slots, dec.prefill_chunk(len(prompt), slots, 1)), context)
@@ -40,7 +45,7 @@ def round_timer(params: Params, gamma: int, eta: float, prompt: Sequence[int], s
 
     def timed(count: int) -> tuple[float, float]:
         args = (run.weights, jax.block_until_ready(jax.tree.map(jnp.copy, start)), checked.controls, np.int32(count))
-        program, _ = compiled(dec.decode, static, *args)
+        program, _ = compiled(dec.decode, static, *args, extra=extra)
         began = time.perf_counter()
         state = jax.block_until_ready(program(*args))
         return time.perf_counter() - began, int(state.stats.rounds[0])
@@ -62,7 +67,11 @@ def _steady(timed: Callable[[int], tuple[float, float]]) -> Callable[[], float]:
 
 
 def part_timers(
-    params: Params, prompt: Sequence[int], slots: int, widths: Sequence[int]
+    params: Params,
+    prompt: Sequence[int],
+    slots: int,
+    widths: Sequence[int],
+    extra: Mapping[str, str] | None = None,
 ) -> dict[Any, Callable[[], float]]:
     """Return timers of the parts alone, each a loop on the device over one of them."""
     checked = rounds_plan(params, 1)
@@ -74,7 +83,7 @@ def part_timers(
         def timed(count: int) -> tuple[float, float]:
             caches = jax.block_until_ready(dec.allocate(spec, 1, slots, dtype))
             args = (weights, caches, tokens, np.int32(count))
-            program, _ = compiled(function, {0: spec, 1: width}, *args)
+            program, _ = compiled(function, {0: spec, 1: width}, *args, extra=extra)
             began = time.perf_counter()
             jax.block_until_ready(program(*args))
             return time.perf_counter() - began, count

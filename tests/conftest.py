@@ -54,3 +54,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tiny_model: Path) -> kangaroo_jax.Params:
     """The same, loaded."""
     return kangaroo_jax.load(tiny_model)
+
+
+@pytest.fixture
+def text_folder(tmp_path: Path) -> Path:
+    """30 small files: enough for the hash of the path to choose among them."""
+    folder = tmp_path / "text"
+    for index in range(30):
+        file = folder / f"part{index % 3}" / f"file{index}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f"value_{index} = {line} * {index}\n" for line in range(7)))
+    return folder

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+
+from kangaroo_jax.compiled import ONE_GRAPH, compile_with
+
 CODE = """
 import sys, jax
 jax.jit(lambda x: x + 1)(1)  # Something was compiled before: JAX has looked for a cache already.
@@ -51,3 +55,10 @@ def test_a_cache_of_the_users_own_is_left_alone(tiny_model: Path, tmp_path: Path
 def test_a_folder_that_cannot_be_written_is_no_error(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file where the folder should be")
     assert run(tiny_model, tmp_path / "home").startswith("(")
+
+
+def test_options_that_xla_does_not_know_are_dropped() -> None:
+    lowered = jax.jit(lambda x: x + 1).lower(1.0)
+    for options, used in ((ONE_GRAPH, True), ({"xla_gpu_no_such_option": "1"}, False), (None, True)):
+        program, taken = compile_with(lowered, options)
+        assert program(1.0) == 2.0 and taken is used

@@ -39,7 +39,7 @@ def train(run: Run, argv: Sequence[str]) -> None:
     optimizer = each_alone(make_optimizer(args), run.drafts)
     target = run.target if run.mesh else place(run.target)
     first = jax.process_index() == 0
-    held, decoding = held_out_evaluation(loss, target, run), Decoding(run, target, first)
+    held, decoding = held_out_evaluation(loss, target, run.data, run.mesh), Decoding(run, target, first)
     if first:
         print(_description(run))
     origin = provenance(argv)

@@ -12,9 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from kangaroo_jax.text import Tokenizer
+from kangaroo_jax.text.sources import HELD_OUT_SHARE
 from train.batches import Batch, Conversations, Counts, Shape, Windows
 from train.conversation import COLUMNS, EXPECTED, TEXT_COLUMN, Messages, messages_of
-from train.corpus import HELD_OUT_SHARE, TokenTexts
+from train.corpus import TokenTexts
 from train.record import text_digest
 from train.render import Renderer, Sample, find_template
 from train.rows import BadRow, BadRows, Source, find_sources, table_rows

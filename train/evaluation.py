@@ -6,29 +6,33 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from kangaroo_jax import Params
 from train.best import BEST, MEASURE, Best
+from train.data import Data
 from train.decoding import decoding_figures, held_out_prompts
 from train.metrics import SEEN
 from train.run import Run
 from train.step import make_eval_step, one_copy, place, place_batch
 
 
-def held_out_evaluation(loss: Callable[..., Any], target: Any, run: Run) -> Callable[[int, Any], dict[str, float]]:
+def held_out_evaluation(
+    loss: Callable[..., Any], target: Any, data: Data, mesh: Mesh | None = None
+) -> Callable[[int, Any], dict[str, float]]:
     """Build ``(step, adapters) -> held-out means`` over a fixed set of batches of held-out data.
 
     The figures are ``held_out_loss`` and so on, of several adapters also ``NAME/held_out_loss``, and ``seen_tokens``:
     tokens trained on until then, without padding.
     """
-    step_fn = make_eval_step(loss, run.mesh)
-    batches = [place_batch(batch, run.mesh) for batch in run.data.held_out_batches()]
+    step_fn = make_eval_step(loss, mesh)
+    batches = [place_batch(batch, mesh) for batch in data.held_out_batches()]
 
     def evaluate(step: int, adapters: Any) -> dict[str, float]:
         sums = [step_fn(adapters, target, batch) for batch in batches]
         total = {name: float(sum(part[name] for part in sums)) for name in sums[0]}
         means = {_held_out(name): total[name] / total["tokens"] for name in total if name != "tokens"}
-        return means | {SEEN: run.data.seen(step)}
+        return means | {SEEN: data.seen(step)}
 
     return evaluate
 

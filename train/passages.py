@@ -15,14 +15,13 @@ import tokenize
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
-from train.corpus import SourceFile
+from kangaroo_jax.text.sources import SourceFile
 
 SHORTEST, LONGEST = 120, 360
 FOLLOWING = 128
 TABLE_ROWS = 8
 ENTRY_CHARACTERS = 20
-RUN, REPEATED_SHARE = 16, 0.75
-LEAST_REPEATED, HALF_COPY = 240, 32
+HALF_COPY = 48
 
 _FIXTURES = frozenset(("setUp", "tearDown", "setUpClass", "tearDownClass", "asyncSetUp", "asyncTearDown"))
 _TABLE_OPERATORS = frozenset(",:()[]{}-=")
@@ -129,19 +128,16 @@ def tables(source: Parsed) -> Iterator[Passage]:
 
 
 def repeats(source: Parsed) -> Iterator[Passage]:
-    """Yield where a text begins to repeat itself, tables apart: a prompt of 240 to 360 characters, from a line on.
+    """Yield where a text repeats itself, tables apart: a prompt from a line on that ends within a copy.
 
-    The 64 characters around the prompt's end, 32 on either side, stand in the prompt before; and of the 128 characters
-    behind it at least 75 % are in runs of 16 that stand in it. White space of any length counts as one space there.
+    The 96 characters around the prompt's end, 48 on either side, stand in the prompt before.
     """
     rows = {line for first, last in table_lines(source.text) for line in range(first, last + 1)}
     for line, start in enumerate(source.lines[:-1], 1):
         whole = source.text[start : start + LONGEST + FOLLOWING]
         if rows.isdisjoint(range(line, line + whole.count("\n") + 1)):
-            for size in range(LEAST_REPEATED, min(LONGEST, len(whole) - FOLLOWING) + 1):
-                prompt, following = whole[:size], whole[size : size + FOLLOWING]
-                copied = whole[size - HALF_COPY : size + HALF_COPY] in prompt
-                if copied and repeated_share(prompt, following) >= REPEATED_SHARE:
+            for size in range(3 * HALF_COPY, min(LONGEST, len(whole) - FOLLOWING) + 1):
+                if whole[size - HALF_COPY : size + HALF_COPY] in whole[:size]:
                     yield Passage(start, size, size)
 
 
@@ -153,17 +149,6 @@ KINDS: dict[str, Callable[[Parsed], Iterator[Passage]]] = {
     "table": tables,
     "repeat": repeats,
 }
-
-
-def repeated_share(known: str, text: str) -> float:
-    """Return the share of a text's characters that are in runs of 16 of which ``known`` has a copy; see ``repeats``."""
-    known, text = " ".join(known.split()), " ".join(text.split())
-    runs = {known[place : place + RUN] for place in range(len(known) - RUN + 1)}
-    covered: set[int] = set()
-    for place in range(len(text) - RUN + 1):
-        if text[place : place + RUN] in runs:
-            covered.update(range(place, place + RUN))
-    return len(covered) / max(len(text), 1)
 
 
 def table_lines(text: str) -> list[tuple[int, int]]:

@@ -8,7 +8,6 @@ At random and by the rules of train/passages.py, without looking at them; bench/
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import random
 import sys
@@ -19,11 +18,11 @@ from typing import Any
 from tqdm import tqdm
 
 from kangaroo_jax.store.files import whole_file
-from train.corpus import SourceFile, split_sources, standard_library
+from kangaroo_jax.text.sources import SourceFile, split_sources, standard_library
 from train.passages import FOLLOWING, KINDS, Parsed, Passage
 from train.prompts import end_within_line
 
-PAIR_CHARACTERS = 40
+RUN_CHARACTERS = 40
 
 
 def draw_questions(
@@ -33,7 +32,7 @@ def draw_questions(
 
     For each kind in turn, files are taken in a random order, round after round, and in each a passage of the kind at
     random, whose prompt gets a random length. It is passed over if, with the 128 characters behind it, it overlaps
-    with one taken before, or has two lines in a row that stand in one of those or in a training file (``pairs``).
+    with one taken before, or has a run of lines that stands in one of those or in a training file (``runs``).
 
     Args:
         held_out: the files to draw from; those that are no Python are passed over.
@@ -45,7 +44,7 @@ def draw_questions(
         ValueError: if there are too few passages of a kind.
     """
     sources = list(_parsed(held_out))
-    draw = Draw(random.Random(seed), set().union(*(pairs(file.data.decode()) for file in training)))
+    draw = Draw(random.Random(seed), set().union(*(runs(file.data.decode()) for file in training)))
     questions: list[dict[str, Any]] = []
     for kind, passages in tqdm(KINDS.items(), desc="draw", unit="kind", leave=False, disable=None):
         found = draw.prompts({source: list(passages(source)) for source in sources}, count)
@@ -94,7 +93,7 @@ class Draw:
         """Tell whether the characters are new, and remember them if so."""
         if any(source.name == name and start < stop and begin < end for name, begin, stop in self._taken):
             return False
-        lines = pairs(source.text[start:end])
+        lines = runs(source.text[start:end])
         if not self._known.isdisjoint(lines):
             return False
         self._taken.append((source.name, start, end))
@@ -102,11 +101,20 @@ class Draw:
         return True
 
 
-def pairs(text: str) -> set[str]:
-    """Return every two lines in a row that have 40 characters together, white space around them apart."""
-    lines = [line.strip() for line in text.split("\n")]
-    found = (f"{first}\n{second}" for first, second in itertools.pairwise(lines))
-    return {pair for pair in found if len(pair) > PAIR_CHARACTERS}
+def runs(text: str) -> set[str]:
+    """Return the runs of lines by which texts are compared: two in a row, or as many more as make 40 characters.
+
+    A run starts at every line. Empty lines, and white space around a line, do not count.
+    """
+    lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
+    found = set()
+    for first in range(len(lines)):
+        for last in range(first + 2, len(lines) + 1):
+            run = "\n".join(lines[first:last])
+            if len(run) > RUN_CHARACTERS:
+                found.add(run)
+                break
+    return found
 
 
 def _parsed(files: Iterable[SourceFile]) -> Iterable[Parsed]:

@@ -173,8 +173,10 @@ def figures_at(log: Path, step: int) -> dict[str, float]:
     return {name: values[-1] for name, values in newest.items() if values and name not in _PASSING}
 
 
-def provenance(argv: Sequence[str]) -> dict[str, Any]:
-    """Return what made an adapter, apart from data and options: command, versions, commit.
+def provenance(argv: Sequence[str], module: str = "train.adapter") -> dict[str, Any]:
+    """Return what made an adapter, or what another ``module`` makes, apart from data and options.
+
+    That is command, versions, commit and devices.
 
     Paths are of one machine: the command has their last parts only.
     """
@@ -182,7 +184,7 @@ def provenance(argv: Sequence[str]) -> dict[str, Any]:
     words = [Path(word).name if word.startswith(local) or Path(word).exists() else word for word in argv]
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "kangaroo-jax")
     return {
-        "command": shlex.join(["python", "-m", "train.adapter", *words]),
+        "command": shlex.join(["python", "-m", module, *words]),
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "commit": _commit(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

@@ -24,8 +24,8 @@ from kangaroo_jax.checks import integer, real
 from kangaroo_jax.options import Options, Plan, plan
 from kangaroo_jax.store import fingerprint, resolve
 from kangaroo_jax.store.files import check_vacant, whole_file
+from kangaroo_jax.text.sources import split_sources, standard_library
 from train.conversation import EXPECTED
-from train.corpus import split_sources, standard_library
 from train.journal import Journal, claimed
 from train.loop import Terminated, deferred_stops
 from train.options import check_data

@@ -17,8 +17,8 @@ from kangaroo_jax.store import EMBEDDED, load_adapter, load_target, read_config,
 from kangaroo_jax.store.adapters import ADAPTER_CONFIG
 from kangaroo_jax.store.record import check_draft
 from kangaroo_jax.text import Tokenizer, load_tokenizer
+from kangaroo_jax.text.sources import split_sources, standard_library
 from train.batches import Shape
-from train.corpus import split_sources, standard_library
 from train.data import Data, load_data, text_data
 from train.metrics import require_libraries
 from train.options import check_against_target, check_data, check_numbers

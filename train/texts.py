@@ -15,11 +15,11 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
-from train.corpus import TokenTexts, is_held_out
+from kangaroo_jax.text.sources import cut_at_lines, is_held_out
+from train.corpus import TokenTexts
 from train.rows import TABLE_SUFFIXES, TEXT_SUFFIXES, Source
 
 BLOCK_LINES = 64
-PIECE_CHARACTERS = 1 << 15
 
 
 class Encoder(Protocol):
@@ -92,7 +92,7 @@ def tokenize(texts: Sequence[str], tokenizer: Encoder, eos: int | None) -> Token
     with tqdm(total=sum(map(len, texts)), desc="tokenise", unit="char", unit_scale=True, leave=False) as bar:
         for text in texts:
             pieces = []
-            for piece in cut_at_lines(text, PIECE_CHARACTERS):
+            for piece in cut_at_lines(text):
                 pieces.append(np.array(tokenizer.encode(piece)[len(prefix) :], np.int32))
                 bar.update(len(piece))
             tokens.append(np.concatenate(pieces) if pieces else np.empty(0, np.int32))
@@ -104,17 +104,6 @@ def tokenize(texts: Sequence[str], tokenizer: Encoder, eos: int | None) -> Token
         seen[ids] = True
     newlines = [int(token) for token in np.flatnonzero(seen) if tokenizer.decode([int(token)]).endswith("\n")]
     return TokenTexts(tokens, prefix[0] if prefix else None, eos, np.array(newlines, np.int32))
-
-
-def cut_at_lines(text: str, size: int) -> Iterator[str]:
-    """Cut a text into pieces of at most ``size`` characters, after a line end where there is one."""
-    start = 0
-    while start < len(text):
-        stop = start + size
-        if stop < len(text):
-            stop = text.rfind("\n", start, stop) + 1 or stop
-        yield text[start:stop]
-        start = stop
 
 
 def window_batch(texts: TokenTexts, rows: int, length: int, seed: Sequence[int]) -> dict[str, np.ndarray]:

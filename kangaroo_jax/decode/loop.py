@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from kangaroo_jax.decode.accept import accept_greedy, accept_tree
+from kangaroo_jax.decode.accept import accept_tree
 from kangaroo_jax.decode.drafter import Verified
 from kangaroo_jax.decode.sampling import TARGET, choose, log_probabilities
 from kangaroo_jax.decode.spec import DecodeSpec
@@ -43,7 +43,7 @@ def speculative_round(spec: DecodeSpec, weights: Weights, state: DecodeState, co
     else:
         # Accepted drafts equal the target's choices, so the target's row is the block to commit.
         block = target
-        accepted = accept_greedy(drafted.tokens, drafted.count, block)
+        accepted = spec.agree(drafted.tokens, drafted.count, block)
     tokens = jnp.pad(drafted.tokens, ((0, 0), (1, spec.rows - 1 - drafted.tokens.shape[1])))
     tokens = tokens.at[:, 0].set(newest(state)[0][:, 0])
     found = Verified(tokens, hidden, target, path, accepted, state.length)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from jaxtyping import Array
 
-from kangaroo_jax.decode.accept import accept_sampled
+from kangaroo_jax.decode.accept import accept_greedy, accept_sampled
 from kangaroo_jax.decode.draft import KANGAROO, Propose, propose
 from kangaroo_jax.decode.drafter import Drafter
 from kangaroo_jax.model import AdapterConfig, LlamaConfig
@@ -26,6 +26,7 @@ class DecodeSpec:
         truncate: whether top_k and top_p are applied to what is drawn from.
         propose: drafts from a hidden state; replaced in tests by an oracle and a fool.
         accept: the rule of acceptance when tokens are drawn; replaced in tests by wrong ones.
+        agree: the rule of acceptance when the most likely tokens are taken; replaced where a measurement forces it.
         drafter: how tokens are drafted; Kangaroo's way unless told otherwise.
     """
 
@@ -37,6 +38,7 @@ class DecodeSpec:
     truncate: bool = False
     propose: Propose = propose
     accept: Callable[..., tuple[Array, Array]] = accept_sampled
+    agree: Callable[..., Array] = accept_greedy
     drafter: Drafter = KANGAROO
 
     @property

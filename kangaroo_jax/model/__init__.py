@@ -17,10 +17,20 @@ from kangaroo_jax.model.llama import (
     logits,
     run_layers,
 )
+from kangaroo_jax.model.medusa import (
+    MEDUSA_HEADS,
+    abstract_medusa,
+    count_heads,
+    init_medusa,
+    medusa_logits,
+    medusa_states,
+    one_head,
+)
 from kangaroo_jax.model.variants import ADAPTER_KINDS, AdapterConfig
 
 __all__ = [
     "ADAPTER_KINDS",
+    "MEDUSA_HEADS",
     "Adapter",
     "AdapterConfig",
     "KVCache",
@@ -28,7 +38,9 @@ __all__ = [
     "LlamaConfig",
     "RopeScaling",
     "abstract_adapter",
+    "abstract_medusa",
     "abstract_params",
+    "count_heads",
     "draft_head",
     "embed",
     "forward",
@@ -36,9 +48,13 @@ __all__ = [
     "head_kernel",
     "init_adapter",
     "init_cache",
+    "init_medusa",
     "init_params",
     "keep_path",
     "logits",
+    "medusa_logits",
+    "medusa_states",
+    "one_head",
     "run_adapter",
     "run_layers",
 ]

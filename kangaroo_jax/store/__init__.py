@@ -21,7 +21,8 @@ from kangaroo_jax.store.mapping import (
     from_flax,
     to_flax,
 )
-from kangaroo_jax.store.names import ALIASES, EMBEDDED, home, resolve
+from kangaroo_jax.store.medusa import load_medusa, save_medusa
+from kangaroo_jax.store.names import ALIASES, EMBEDDED, companion, home, resolve
 from kangaroo_jax.store.record import fingerprint
 
 __all__ = [
@@ -37,12 +38,14 @@ __all__ = [
     "Placement",
     "as_dtype",
     "check_writable",
+    "companion",
     "default_dtype",
     "find_adapter",
     "fingerprint",
     "from_flax",
     "home",
     "load_adapter",
+    "load_medusa",
     "load_target",
     "open_hf",
     "read_config",
@@ -51,6 +54,7 @@ __all__ = [
     "restore_params",
     "save_adapter",
     "save_choice",
+    "save_medusa",
     "save_params",
     "to_flax",
     "write_hf",

@@ -14,10 +14,11 @@ ALIASES = {
     "vicuna-13b-v1.5": "lmsys/vicuna-13b-v1.5",
     "tinyllama": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
 }
+_COMPANIONS = "bench"
 
 
 def home() -> Path:
-    """Return the folder of converted models, compiled programs and the chat's typed lines.
+    """Return the folder of converted models, compiled programs, the chat's typed lines and what ``companion`` names.
 
     It is ``$KANGAROO_HOME``, by default ``~/.cache/kangaroo_jax``.
     """
@@ -46,6 +47,21 @@ def converted(name: str) -> Path:
     return home() / name.replace("/", "--")
 
 
+def companion(name: str | os.PathLike[str], what: str) -> Path:
+    """Return where something that a method of ``bench`` needs for a model is kept, once a command has made it.
+
+    It is ``bench/MODEL/WHAT`` in the home folder; MODEL is the name of the model's directory.
+
+    Args:
+        name: the model, as for ``resolve``.
+        what: such as ``"medusa"``.
+
+    Raises:
+        ValueError: if there is no such model.
+    """
+    return home() / _COMPANIONS / resolve(name).resolve().name / what
+
+
 def resolve(name: str | os.PathLike[str]) -> Path:
     """Return the directory of a model.
 
@@ -70,7 +86,8 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     if text in ALIASES or (is_name and text in ALIASES.values()):
         raise ValueError(f"{text!r} is not in {home()} yet; convert it: python -m convert.hf_to_flax {text}")
     there = sorted(item.name for item in home().iterdir() if item.is_dir()) if home().is_dir() else []
-    known = dict.fromkeys([*EMBEDDED, *ALIASES, *(item for item in there if not item.startswith("."))])
+    models = [item for item in there if not item.startswith(".") and item != _COMPANIONS]
+    known = dict.fromkeys([*EMBEDDED, *ALIASES, *models])
     raise ValueError(
         f"unknown model {text!r:.300}; give one of {', '.join(known)}, an existing directory, "
         "or convert a hub id first: python -m convert.hf_to_flax OWNER/NAME"

@@ -9,9 +9,9 @@ import re
 from bench.questions import JOEY_QUESTIONS, read_questions, tasks_of
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import read_config, resolve
-from train.corpus import is_held_out
+from kangaroo_jax.text.sources import is_held_out
 from train.passages import KINDS, LONGEST, SHORTEST
-from train.questions import pairs
+from train.questions import runs
 
 ROWS = [json.loads(line) for line in JOEY_QUESTIONS.read_text("utf-8").splitlines()]
 
@@ -46,8 +46,8 @@ def test_none_is_from_a_file_that_joey_was_trained_on() -> None:
 def test_no_two_share_text() -> None:
     seen: dict[str, int] = {}
     for row in ROWS:
-        for pair in pairs(row["turns"][0].rpartition("\n")[0]):
-            assert seen.setdefault(pair, row["question_id"]) == row["question_id"]
+        for run in runs(row["turns"][0].rpartition("\n")[0]):
+            assert seen.setdefault(run, row["question_id"]) == row["question_id"]
     every = [row["turns"][0] for row in ROWS]
     assert not [(a, b) for a in every for b in every if a is not b and a in b]
 
@@ -78,4 +78,4 @@ def test_each_is_of_its_kind() -> None:
             assert re.fullmatch(r"[\w\s,:()\[\]{}=-]*", re.sub(r"b?'[^']*'|\"[^\"]*\"|#.*", "", row)), row
             assert re.search(r"['\"\d]", row), row
     for prompt in prompts("repeat"):
-        assert prompt[-32:] in prompt[:-32]
+        assert prompt[-48:] in prompt[:-1]

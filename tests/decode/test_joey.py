@@ -11,7 +11,7 @@ import pytest
 import kangaroo_jax
 from kangaroo_jax.compare import read_prompts
 from kangaroo_jax.model import forward
-from train.corpus import split_sources, standard_library
+from kangaroo_jax.text.sources import split_sources, standard_library
 from train.prompts import draw_prompts
 
 GAMMAS = (1, 2, 4, 6, 8)

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bench.programs import Lowered, Program, lower
 from kangaroo_jax import decode as dec
 from kangaroo_jax.compiled import NARROW_OPTIONS, OPTIONS, compiled, options
-from kangaroo_jax.model import LlamaConfig, abstract_adapter, abstract_params, forward, init_adapter, init_params
+from kangaroo_jax.model import LlamaConfig, forward, init_adapter, init_params
 from kangaroo_jax.model.layers import linear
 
 CONFIG = LlamaConfig(
@@ -40,21 +41,15 @@ class Case(NamedTuple):
 CASES = [Case("decode", 0), Case("decode", 6), Case("decode", 6, True), Case("prefill", 6)]
 
 
-def lower(case: Case, dtype: Any) -> tuple[Any, Any, Any]:
-    """Lower a program for shapes; return it with its traced arguments and the weights among them."""
-    shape, gamma = jax.ShapeDtypeStruct, case.gamma
-    spec = dec.DecodeSpec(CONFIG, 2 if gamma else 4, gamma, sample=case.sample, truncate=case.sample)
-    weights = {"target": abstract_params(CONFIG), "adapter": abstract_adapter(CONFIG) if gamma else None}
-    weights = jax.tree.map(lambda leaf: shape(leaf.shape, dtype), weights)
-    row, scalar = shape((1,), jnp.int32), shape((), jnp.float32)
-    controls = dec.Controls(scalar, row, dec.Sampling(scalar, shape((), jnp.int32), scalar, scalar))
-    caches = jax.eval_shape(lambda: dec.allocate(spec, 1, SLOTS, jnp.dtype(dtype)))
-    prompt = (weights, caches, shape((1, SLOTS), jnp.int32), row, row, row, shape((1, 2), jnp.uint32), controls)
-    if case.part == "prefill":
-        return dec.prefill.lower(spec, 16, *prompt), prompt, weights
-    state = jax.eval_shape(lambda *traced: dec.prefill(spec, 16, *traced), *prompt)
-    args = (weights, state, controls, shape((), jnp.int32))
-    return dec.decode.lower(spec, *args), args, weights
+def lower_case(case: Case, dtype: Any) -> Lowered:
+    """Lower a program for shapes."""
+    spec = dec.DecodeSpec(CONFIG, 2 if case.gamma else 4, case.gamma, sample=case.sample, truncate=case.sample)
+    return lower(Program(case.part, spec, slots=SLOTS, dtype=dtype))
+
+
+def temporary_bytes(low: Lowered, wanted: dict[str, str] | None) -> int:
+    """Compile and return what the program needs beside its arguments and results."""
+    return low.lowered.compile(compiler_options=wanted).memory_analysis().temp_size_in_bytes
 
 
 def sizes(weights: Any) -> list[int]:
@@ -63,23 +58,23 @@ def sizes(weights: Any) -> list[int]:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_bf16_weights_are_never_converted(case: Case) -> None:
-    lowered, args, weights = lower(case, jnp.bfloat16)
-    temporary = lowered.compile(compiler_options=options(*args)).memory_analysis().temp_size_in_bytes
-    assert temporary < 4 * max(sizes(weights))  # The largest of all weights, in fp32.
-    assert temporary < 2 * sum(sizes(weights)) / 5
+    low = lower_case(case, jnp.bfloat16)
+    temporary = temporary_bytes(low, options(*low.arguments))
+    assert temporary < 4 * max(sizes(low.weights))  # The largest of all weights, in fp32.
+    assert temporary < 2 * sum(sizes(low.weights)) / 5
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.sample], ids=str)
 def test_fp16_weights_are_converted_one_at_a_time(case: Case) -> None:
-    lowered, args, weights = lower(case, jnp.float16)
-    temporary = lowered.compile(compiler_options=options(*args)).memory_analysis().temp_size_in_bytes
-    assert temporary < 2 * 4 * max(sizes(weights)) < 2 * sum(sizes(weights))
+    low = lower_case(case, jnp.float16)
+    temporary = temporary_bytes(low, options(*low.arguments))
+    assert temporary < 2 * 4 * max(sizes(low.weights)) < 2 * sum(sizes(low.weights))
 
 
 def test_a_second_copy_is_noticed() -> None:
-    lowered, _, weights = lower(CASES[0], jnp.float16)
-    temporary = lowered.compile(compiler_options=OPTIONS["cpu"]).memory_analysis().temp_size_in_bytes
-    assert temporary > 4 * 0.9 * (sum(sizes(weights)) - CONFIG.vocab_size * CONFIG.hidden_size)
+    low = lower_case(CASES[0], jnp.float16)
+    temporary = temporary_bytes(low, OPTIONS["cpu"])
+    assert temporary > 4 * 0.9 * (sum(sizes(low.weights)) - CONFIG.vocab_size * CONFIG.hidden_size)
 
 
 def test_programs_of_fp32_arguments_have_options_of_their_own() -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bench import hlo
+from bench.programs import Lowered, Program, build, lower
 from kangaroo_jax import decode as dec
-from kangaroo_jax.compiled import OPTIONS, compiled, executables
-from kangaroo_jax.model import AdapterConfig, LlamaConfig, abstract_adapter, abstract_params
+from kangaroo_jax.compiled import compiled, executables
+from kangaroo_jax.model import AdapterConfig, LlamaConfig
 
 CONFIG = LlamaConfig(
     vocab_size=61,
@@ -27,82 +26,6 @@ CONFIG = LlamaConfig(
     head_dim=70,
 )
 SLOTS = 768
-# What may have the size of a cache inside the loop: its update in place, and names for the result.
-IN_PLACE = {"dynamic-update-slice", "scatter", "bitcast", "get-tuple-element", "parameter", "fusion"}
-
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\w+)\[([\d,]*)\]\S* ([\w\-]+)\(")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
-_CALLED_LIST = re.compile(r"(?:branch_computations|called_computations|calls)=\{([^}]*)\}")
-
-
-class Instruction(NamedTuple):
-    """A line of HLO that yields one array."""
-
-    name: str
-    opcode: str
-    size: int
-
-
-def computations(hlo: str | None) -> dict[str, list[str]]:
-    """Return the lines of every computation of an HLO module."""
-    found: dict[str, list[str]] = {}
-    lines: list[str] = []
-    assert hlo, "this backend shows no HLO"
-    for line in hlo.splitlines():
-        if start := _COMPUTATION.match(line):
-            lines = found.setdefault(start[1], [])
-        lines.append(line)
-    return found
-
-
-def called(line: str) -> list[str]:
-    listed = [name.strip().lstrip("%") for names in _CALLED_LIST.findall(line) for name in names.split(",")]
-    return [*_CALLED.findall(line), *listed]
-
-
-def instructions(lines: list[str]) -> Iterator[Instruction]:
-    for line in lines:
-        if found := _INSTRUCTION.match(line):
-            yield Instruction(found[1], found[4], math.prod(int(extent) for extent in found[3].split(",") if extent))
-
-
-def in_loops(hlo: str | None) -> list[Instruction]:
-    """Return the instructions of all while bodies, with what they call."""
-    all_of_it = computations(hlo)
-    waiting = [
-        body for lines in all_of_it.values() for line in lines for body in re.findall(r"body=%?([\w.\-]+)", line)
-    ]
-    assert waiting, "there is no loop"
-    seen: dict[str, None] = {}
-    while waiting:
-        if (name := waiting.pop()) not in seen:
-            seen[name] = None
-            waiting += [inner for line in all_of_it[name] for inner in called(line)]
-    return [instruction for name in seen for instruction in instructions(all_of_it[name])]
-
-
-def cache_copies(hlo: str | None, sizes: set[int]) -> set[str]:
-    """Return the opcodes in loops that make something as large as a cache, other than updating one in place."""
-    return {found.opcode for found in in_loops(hlo) if found.size in sizes and found.opcode not in IN_PLACE}
-
-
-def cache_updates(hlo: str | None, sizes: set[int]) -> int:
-    """Return how often a cache is updated in loops."""
-    return sum(found.size in sizes and found.opcode in ("dynamic-update-slice", "scatter") for found in in_loops(hlo))
-
-
-def large_constants(hlo: str | None) -> list[str]:
-    every = [instruction for lines in computations(hlo).values() for instruction in instructions(lines)]
-    return [found.name for found in every if found.opcode == "constant" and found.size > 1000]
-
-
-def cache_sizes(caches: Any) -> set[int]:
-    return {math.prod(leaf.shape) for leaf in jax.tree.leaves(caches)}
-
-
-def bytes_of(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 class Case(NamedTuple):
@@ -118,40 +41,24 @@ class Case(NamedTuple):
     adapter: str = "kangaroo"
 
 
-class Program(NamedTuple):
-    """A compiled program; ``caches`` and ``donated`` are shapes."""
+class Built(NamedTuple):
+    """A compiled program, and the shapes it was compiled for."""
 
-    hlo: str | None
+    module: hlo.Module
     memory: Any
-    weights: Any
-    caches: Any
-    donated: Any
+    low: Lowered
 
 
-def build(case: Case) -> Program:
+def build_case(case: Case) -> Built:
     """Compile ``decode`` or ``prefill`` for shapes; nothing is allocated."""
-    gamma, batch, kv_heads = case.gamma, case.batch, case.kv_heads
-    shape = jax.ShapeDtypeStruct
     config = dataclasses.replace(
-        CONFIG, num_key_value_heads=kv_heads, model_type=case.family, sliding_window=case.sliding_window
+        CONFIG, num_key_value_heads=case.kv_heads, model_type=case.family, sliding_window=case.sliding_window
     )
     adapter = AdapterConfig(case.adapter)
-    spec = dec.DecodeSpec(config, 2 if gamma else 4, gamma, adapter, sample=case.sample, truncate=case.sample)
-    weights = {"target": abstract_params(config), "adapter": abstract_adapter(config, adapter) if gamma else None}
-    row = shape((batch,), jnp.int32)
-    seed = shape((batch, 2), jnp.uint32)
-    scalar = shape((), jnp.float32)
-    sampling = dec.Sampling(scalar, shape((), jnp.int32), scalar, scalar)
-    controls = dec.Controls(scalar, shape((1,), jnp.int32), sampling)
-    caches = jax.eval_shape(lambda: dec.allocate(spec, batch, SLOTS, jnp.dtype(jnp.float32)))
-    prompt = (weights, caches, shape((batch, SLOTS), jnp.int32), row, row, row, seed, controls)
-    state = jax.eval_shape(lambda *traced: dec.prefill(spec, 16, *traced), *prompt)
-    options: Any = OPTIONS.get(jax.default_backend())
-    if case.part == "prefill":
-        built = dec.prefill.lower(spec, 16, *prompt).compile(compiler_options=options)
-        return Program(built.as_text(), built.memory_analysis(), weights, caches, caches)
-    built = dec.decode.lower(spec, weights, state, controls, shape((), jnp.int32)).compile(compiler_options=options)
-    return Program(built.as_text(), built.memory_analysis(), weights, caches, state)
+    spec = dec.DecodeSpec(config, 2 if case.gamma else 4, case.gamma, adapter, sample=case.sample, truncate=case.sample)
+    low = lower(Program(case.part, spec, case.batch, SLOTS))
+    made = build(low)
+    return Built(made.module, made.memory, low)
 
 
 CASES = [
@@ -185,27 +92,30 @@ CASES = [
         + f"-{case.adapter}" * (case.adapter != "kangaroo")
     ),
 )
-def program(request: pytest.FixtureRequest) -> Program:
-    return build(request.param)
+def program(request: pytest.FixtureRequest) -> Built:
+    return build_case(request.param)
 
 
-def test_no_cache_is_copied_in_the_loop(program: Program) -> None:
-    sizes = cache_sizes(program.caches)
+def test_no_cache_is_copied_in_the_loop(program: Built) -> None:
+    sizes = hlo.sizes_of(program.low.caches)
     assert len(sizes) == 1
-    assert cache_copies(program.hlo, sizes) == set()
+    assert hlo.cache_copies(program.module, sizes) == set()
+    shapes = {leaf.shape for leaf in jax.tree.leaves(program.low.caches)}
+    assert hlo.second_copies(program.module, shapes) == hlo.transposes(program.module, shapes) == []
     # The checker has seen the caches: keys and values of every layer are updated, of the shallow ones twice.
-    assert cache_updates(program.hlo, sizes) >= 2 * CONFIG.num_hidden_layers
+    assert hlo.cache_updates(program.module, sizes) >= 2 * CONFIG.num_hidden_layers
 
 
-def test_the_state_is_updated_in_place(program: Program) -> None:
-    assert program.memory.alias_size_in_bytes == bytes_of(program.donated)
+def test_the_state_is_updated_in_place(program: Built) -> None:
+    assert program.memory.alias_size_in_bytes == hlo.bytes_of(program.low.donated)
     # The largest temporaries are scores of attention, smaller here than the keys and values of half the layers.
-    assert program.memory.temp_size_in_bytes < bytes_of(program.caches) / 2
+    assert program.memory.temp_size_in_bytes < hlo.bytes_of(program.low.caches) / 2
 
 
-def test_weights_are_arguments(program: Program) -> None:
-    assert large_constants(program.hlo) == []
-    assert program.memory.argument_size_in_bytes >= bytes_of(program.weights) + bytes_of(program.donated)
+def test_weights_are_arguments(program: Built) -> None:
+    assert hlo.large_constants(program.module) == []
+    arguments = hlo.bytes_of(program.low.weights) + hlo.bytes_of(program.low.donated)
+    assert program.memory.argument_size_in_bytes >= arguments
 
 
 def _read_after_write(cache: jax.Array, row: jax.Array, at: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -239,7 +149,9 @@ def test_a_copy_in_the_loop_is_noticed(update: Any) -> None:
 
     cache, row = jax.ShapeDtypeStruct((3, 97, 22), jnp.float32), jax.ShapeDtypeStruct((3, 1, 22), jnp.float32)
     built = jax.jit(loop, donate_argnums=0).lower(cache, row, jax.ShapeDtypeStruct((), jnp.int32)).compile()
-    assert cache_copies(built.as_text(), {3 * 97 * 22})
+    module, shapes = hlo.parse(built.as_text()), {(3, 97, 22)}
+    assert hlo.cache_copies(module, {3 * 97 * 22})
+    assert hlo.second_copies(module, shapes) or hlo.transposes(module, shapes)
 
 
 def test_an_update_in_place_is_not_mistaken_for_a_copy() -> None:
@@ -252,15 +164,17 @@ def test_an_update_in_place_is_not_mistaken_for_a_copy() -> None:
         return jax.lax.while_loop(lambda carry: carry[0] < rounds, body, (jnp.int32(0), cache, jnp.float32(0)))
 
     cache, row = jax.ShapeDtypeStruct((3, 97, 22), jnp.float32), jax.ShapeDtypeStruct((3, 1, 22), jnp.float32)
-    hlo = jax.jit(loop, donate_argnums=0).lower(cache, row, jax.ShapeDtypeStruct((), jnp.int32)).compile().as_text()
-    assert cache_updates(hlo, {3 * 97 * 22}) == 1
-    assert cache_copies(hlo, {3 * 97 * 22}) == set()
+    built = jax.jit(loop, donate_argnums=0).lower(cache, row, jax.ShapeDtypeStruct((), jnp.int32)).compile()
+    module = hlo.parse(built.as_text())
+    assert hlo.cache_updates(module, {3 * 97 * 22}) == 1
+    assert hlo.cache_copies(module, {3 * 97 * 22}) == set()
+    assert hlo.second_copies(module, {(3, 97, 22)}) == []
 
 
 def test_a_weight_in_the_program_is_noticed() -> None:
     weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
-    hlo = jax.jit(lambda x: x @ weight).lower(jnp.ones((1, 64))).compile().as_text()
-    assert large_constants(hlo)
+    built = jax.jit(lambda x: x @ weight).lower(jnp.ones((1, 64))).compile()
+    assert hlo.large_constants(hlo.parse(built.as_text()))
 
 
 def test_only_gamma_compiles_anew(lab: Any) -> None:

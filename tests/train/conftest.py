@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax
 import pytest
 
@@ -31,14 +29,3 @@ def tiny_params(tiny_config: LlamaConfig) -> dict:
     """Random weights, larger than the initialisation's, so that predictions differ from each other."""
     params = init_params(tiny_config, jax.random.key(5))
     return jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, params)
-
-
-@pytest.fixture
-def text_folder(tmp_path: Path) -> Path:
-    """30 small files: enough for the hash of the path to choose among them."""
-    folder = tmp_path / "text"
-    for index in range(30):
-        file = folder / f"part{index % 3}" / f"file{index}.py"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(f"value_{index} = {line} * {index}\n" for line in range(7)))
-    return folder

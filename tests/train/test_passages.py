@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from kangaroo_jax.text.sources import SourceFile
 from train import questions
-from train.corpus import SourceFile
-from train.passages import FOLLOWING, KINDS, LONGEST, Parsed, repeated_share, table_lines
+from train.passages import FOLLOWING, KINDS, LONGEST, Parsed, table_lines
 from train.prompts import end_within_line
-from train.questions import draw_questions, pairs
+from train.questions import draw_questions, runs
 
 PROSE = "".join(f"    Sentence {n} of a docstring says something.\n" for n in range(12))
 BODY = "".join(f"    step_{n} = compute(step_{n - 1}, {n})\n" for n in range(1, 13))
@@ -89,10 +89,8 @@ def test_a_repetition_is_found_where_it_begins() -> None:
     assert passages
     for passage in passages:
         prompt = text[passage.start : passage.start + passage.longest]
-        around = text[passage.start + passage.longest - 32 : passage.start + passage.longest + 32]
+        around = text[passage.start + passage.longest - 48 : passage.start + passage.longest + 48]
         assert passage.shortest == passage.longest <= LONGEST and around in prompt
-    assert repeated_share("one three seven nine eleven", "three   seven\nnine six") == pytest.approx(17 / 20)
-    assert repeated_share("abc", "xyz") == 0
 
 
 def test_a_prompt_ends_within_a_line() -> None:
@@ -113,9 +111,16 @@ def corpus(word: str, count: int) -> list[SourceFile]:
         table = f"x_{mark} = {{\n" + TABLE.replace("entry", mark) + "}\n\n"
         code = (FUNCTION + "\n\n" + DOCUMENTED + "\n\n" + CLASS).replace("compute", mark).replace("make", mark)
         lines = "".join(f"{mark}.of_{k} = {chr(97 + k) * 12}({k * 7919 % 1000})\n" for k in range(8))
-        code = code.replace("Sentence", mark)
+        for old in ("Sentence", "Thing", "decorated", "One line", "Say a lot", "documented"):
+            code = code.replace(old, mark)
         test = FUNCTION.replace("function", f"test_{mark}").replace("compute", f"check_{mark}")
-        files.append(SourceFile(f"{mark}.py", (table + code + "\n\n" + lines * 2 + "# end\n" * 30).encode()))
+        test = test.replace("decorated", f"of_{mark}")
+        files.append(
+            SourceFile(
+                f"{mark}.py",
+                (table + code + "\n\n" + lines * 2 + "".join(f"# {mark} {k}\n" for k in range(30))).encode(),
+            )
+        )
         files.append(SourceFile(f"test/{mark}.py", test.encode()))
     return files
 
@@ -144,14 +149,18 @@ def test_what_stands_in_a_training_file_is_not_drawn() -> None:
     held = corpus("held", 2)
     with pytest.raises(ValueError, match=r"only 1 prompts of kind 'function' in 4 files"):
         draw_questions(held, held[:1], 2, seed=1)
-    assert pairs("  aaaaaaaaaaaaaaaaaaaaaaa\n\tbbbbbbbbbbbbbbbbbbb\nshort\n") == {"a" * 23 + "\n" + "b" * 19}
+    text = "  aaaaaaaaaaaaaaaaaaaaaaa\n\n\tbbbbbbbbbbbbbbbbbb\nc\nd\n"
+    assert runs(text) == {"a" * 23 + "\n" + "b" * 18}
+    assert runs("1 = aaaaaaaaaaaa\n2 = bbbbbbbbbbbb\n3 = cccccccccccc\n") == {
+        "1 = aaaaaaaaaaaa\n2 = bbbbbbbbbbbb\n3 = cccccccccccc"
+    }
 
 
 def test_the_command_writes_json_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(questions, "standard_library", lambda: tmp_path / "lib")
-    monkeypatch.setattr("train.corpus.is_held_out", lambda name: "held" in name)
+    monkeypatch.setattr("kangaroo_jax.text.sources.is_held_out", lambda name: "held" in name)
     for file in (*corpus("held", 3), *corpus("seen", 1)):
         (tmp_path / "lib" / file.name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "lib" / file.name).write_bytes(file.data)

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.corpus import BOS, BYTE_OFFSET, EOS, SourceFile, TokenTexts, encode_bytes, is_held_out, sample_windows
+from kangaroo_jax.text.sources import SourceFile, cut_at_lines, is_held_out
+from train.corpus import BOS, BYTE_OFFSET, EOS, TokenTexts, encode_bytes, sample_windows
 from train.data import read_sources
-from train.texts import BLOCK_LINES, cut_at_lines, split_units, tokenize, window_batch
+from train.texts import BLOCK_LINES, split_units, tokenize, window_batch
 
 
 class Bytes:
