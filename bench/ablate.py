@@ -19,9 +19,10 @@ from typing import Any
 
 import kangaroo_jax
 from bench.answer_file import claimed
+from bench.differences import PLAIN
 from bench.folder import Folder
 from bench.methods import Ready, count_parameters, make
-from bench.metrics import PLAIN, summarise
+from bench.metrics import summarise
 from bench.questions import JOEY_QUESTIONS, read_questions, select
 from bench.record import new_record
 from bench.run_bench import fitting, measure, now

@@ -44,8 +44,8 @@ def new_record(
         "command": shlex.join(["python", "-m", *command]),
         "identity": {
             "model": name,
-            "weights": digest((params.target, params.adapter)),
             "dtype": params.target["embed_tokens"]["embedding"].dtype.name,
+            "weights": digest((params.target, params.adapter)),
             "device": jax.local_devices()[0].device_kind,
             "versions": versions(),
             "questions": questions.name,

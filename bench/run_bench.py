@@ -14,10 +14,11 @@ from tqdm import tqdm
 import kangaroo_jax
 from bench.answer_file import claimed
 from bench.answers import Answer
+from bench.differences import PLAIN, Answers, difference
 from bench.folder import RESULTS, TABLES, Folder, answer_settings
 from bench.interleave import WARM_UPS, Protocol
 from bench.methods import METHODS, Ready, chosen
-from bench.metrics import PLAIN, Answers, difference, rate, summarise
+from bench.metrics import rate, summarise
 from bench.questions import Question, prompt_of, read_questions, select
 from bench.record import new_record
 from bench.settings import make_all, parse_settings

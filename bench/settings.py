@@ -56,7 +56,7 @@ def make_all(names: Sequence[str], params: kangaroo_jax.Params, settings: Settin
         except ValueError as error:
             needs = METHODS[name].needs
             hint = f"; it needs: {needs}" if needs and needs.split(" -")[0] not in str(error) else ""
-            problems.append(f"{name}: {error}{hint}")
+            problems.append(f"{name}: {str(error).removeprefix(f'{name}: ')}{hint}")
     if problems:
         raise ValueError(
             "\n  ".join([f"{len(problems)} of {len(names)} methods cannot run on {params.name}", *problems])

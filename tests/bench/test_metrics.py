@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from bench.answers import Answer, Turn
-from bench.metrics import bootstrap_interval, confidences, differences, figures, summarise
+from bench.differences import differences
+from bench.metrics import bootstrap_interval, confidences, figures, summarise
 from bench.split import time_split
 
 FRESH = tuple(range(20))

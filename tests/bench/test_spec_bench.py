@@ -220,7 +220,7 @@ def test_questions_are_needed_for_other_models_than_joey(tiny_model: Path, capsy
         (["--repeats", "3"], "with repeats 2, not 3"),
         (["--set", "kangaroo-fixed.gamma=4"], "with methods: kangaroo-fixed "),
         (["--methods", "kangaroo"], "with methods: kangaroo-fixed "),
-        (["--dtype", "bfloat16"], "with weights "),
+        (["--dtype", "bfloat16"], "with dtype float32, not bfloat16"),
     ],
 )
 def test_other_settings_are_not_mixed(
