@@ -19,6 +19,7 @@ from bench.folder import RESULTS, TABLES, Folder, answer_settings
 from bench.interleave import WARM_UPS, Protocol
 from bench.methods import METHODS, Ready, chosen
 from bench.metrics import rate, summarise
+from bench.prepare import prepare
 from bench.questions import Question, prompt_of, read_questions, select
 from bench.record import new_record
 from bench.settings import make_all, parse_settings
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     )
     params = kangaroo_jax.load(args.model, adapter=args.adapter, exit_layer=args.exit_layer, dtype=args.dtype)
     questions = fitting(params, questions, args.skip_long)
+    if args.prepare:
+        prepare(names, args.model)
     methods = make_all(names, params, settings)
     record = new_record(
         params,

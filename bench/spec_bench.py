@@ -60,6 +60,11 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"token budget of a turn (default: Spec-Bench's {TOKENS}; {EMBEDDED_TOKENS} for joey)",
     )
     add("--repeats", type=int, default=3, metavar="N", help="runs (default: %(default)s)")
+    add(
+        "--prepare",
+        action=argparse.BooleanOptionalAction,
+        help="first make what methods need and is not there, by the commands of --list (default: for joey)",
+    )
     add("--no-split", action="store_true", help="do not measure what the parts of a round cost")
     add("--out", type=Path, metavar="DIR", help="where everything goes (default: runs/spec_bench/MODEL)")
     add("--force", action="store_true", help="remove the answers that --out holds, and begin anew")
@@ -92,6 +97,8 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
                 f"no questions for {args.model}; pass --questions FILE, such as Spec-Bench's question.jsonl"
             )
         args.questions = JOEY_QUESTIONS
+    if args.prepare is None:
+        args.prepare = embedded
     if args.max_new_tokens is None:
         args.max_new_tokens = EMBEDDED_TOKENS if embedded else TOKENS
     for name in ("max_new_tokens", "repeats"):

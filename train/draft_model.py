@@ -57,7 +57,7 @@ def next_token_sums(config: LlamaConfig) -> Callable[[Any, Any, Any], tuple[jax.
 def work(argv: Sequence[str]) -> None:
     """Train (or resume) the model that the options describe."""
     parser = build_parser(
-        "train.draft_model", __doc__, "draft_model", steps=1500, batch_size=8, length=512, learning_rate=1e-2
+        "train.draft_model", __doc__, "draft_model", steps=1000, batch_size=8, length=512, learning_rate=1e-2
     )
     for name in FOR_JOEY:
         small, large = FOR_JOEY[name], VICUNA_68M[name]

@@ -156,5 +156,6 @@ METHODS = (
         {"draft_model": None, "gamma": 5, "eta": 0.0},
         sps,
         MAKE,
+        "draft_model",
     ),
 )

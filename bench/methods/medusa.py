@@ -134,6 +134,7 @@ METHODS = (
         {"directory": None},
         medusa,
         MAKE,
+        "medusa",
     ),
     Method(
         "medusa-tree",
@@ -142,5 +143,6 @@ METHODS = (
         {"directory": None, "nodes": NODES},
         medusa_in_a_tree,
         MAKE,
+        "medusa",
     ),
 )

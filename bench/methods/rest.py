@@ -206,5 +206,6 @@ METHODS = (
         {"num_draft": 64, "max_token_span": 16, "matches": 5000, "continuation": 10},
         rest,
         COMMAND,
+        "rest",
     ),
 )
