@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import kangaroo_jax
-from bench.methods import kangaroo
+from bench.methods import kangaroo, lookahead
 from bench.methods.base import Method, Ready, count_parameters
 
 __all__ = ["METHODS", "Method", "Ready", "chosen", "count_parameters", "make"]
 
-METHODS: dict[str, Method] = {method.name: method for method in (*kangaroo.METHODS,)}
+METHODS: dict[str, Method] = {method.name: method for method in (*kangaroo.METHODS, *lookahead.METHODS)}
 """All methods by name, in the order of tables."""
 
 
