@@ -34,12 +34,15 @@ class Memory(struct.PyTreeNode):
         pool: n-grams seen, by first token, ``[B, V, G, N - 1]``.
         window: tokens of the levels, oldest level first, ``[B, N - 1, W + N - 2]``; the first of level 0 is not looked
             at, since the newest committed token stands there.
+        fresh: n-grams that the last round read off the window; the next one puts them into the pool before it looks
+            there, so that the pool is written, then read, and never copied, ``[B, W, N]``.
         filled: levels filled beside the first, ``[B]``; the window is complete with N - 2.
         known: tokens of the text whose n-grams have been put into the pool, ``[B]``.
     """
 
     pool: Int[Array, "B V G L"]
     window: Int[Array, "B L X"]
+    fresh: Int[Array, "B W N"]
     filled: Int[Array, " B"]
     known: Int[Array, " B"]
 
@@ -93,6 +96,7 @@ class Lookahead(dec.Drafter):
         return Memory(
             pool=ngrams.empty(batch, spec.config.vocab_size, self.G, self.N - 1),
             window=jnp.zeros((batch, self.N - 1, self.widest), jnp.int32),
+            fresh=jnp.full((batch, self.W, self.N), ngrams.NONE, jnp.int32),
             filled=jnp.zeros((batch,), jnp.int32),
             known=jnp.zeros((batch,), jnp.int32),
         )
@@ -101,7 +105,9 @@ class Lookahead(dec.Drafter):
         self, spec: dec.DecodeSpec, weights: dec.Weights, state: dec.DecodeState, controls: dec.Controls
     ) -> dec.Draft:
         """Return window and n-grams as one tree; the n-grams are candidates, once the window is complete."""
-        memory = self._read_text(self._begin_window(state.drafter, state), state)
+        memory: Memory = self._begin_window(state.drafter, state)
+        pool = ngrams.insert(memory.pool, memory.fresh)
+        memory = self._read_text(memory.replace(pool=pool), state)
         batch, rows = len(state.length), self._rows(spec, memory.filled)
         newest = dec.newest(state)[0][:, 0]
         found, there = ngrams.find(memory.pool, newest)
@@ -117,7 +123,7 @@ class Lookahead(dec.Drafter):
         return dec.token_draft(spec, weights, state, tokens[:, 1:], candidate.sum(1), memory, tree)
 
     def learn(self, spec: dec.DecodeSpec, weights: dec.Weights, memory: Memory, verified: dec.Verified) -> Memory:
-        """Put the window's n-grams into the pool, drop its oldest level, and append the one just computed.
+        """Read n-grams off the window, drop its oldest level, and append the one just computed.
 
         However many tokens are accepted, the window moves on by one position, as in the authors' code by default
         (ALWAYS_FWD_ONE).
@@ -127,16 +133,15 @@ class Lookahead(dec.Drafter):
         computed = jnp.take_along_axis(verified.target, newest_level, axis=1)
 
         complete = memory.filled == self.N - 2
-        first = jnp.concatenate([verified.tokens[:, :1], memory.window[:, 0, 1 : self.W]], axis=1)
-        rest = jnp.concatenate([memory.window[:, 1:], computed[:, None]], axis=1)[:, :, : self.W].transpose(0, 2, 1)
-        valid = jnp.broadcast_to(complete[:, None], first.shape)
+        first = memory.window[:, 0].at[:, 0].set(verified.tokens[:, 0])
+        read = jnp.concatenate([first[:, None], memory.window[:, 1:], computed[:, None]], axis=1)[:, :, : self.W]
 
         # What is computed stands one position later than what it was computed from; so does the next root.
         next_level = (jnp.arange(self.N - 1) == memory.filled[:, None] + 1)[:, :, None]
         growing = jnp.roll(jnp.where(next_level, computed[:, None], memory.window), -1, axis=2)
         moving = jnp.concatenate([memory.window[:, 1:], computed[:, None]], axis=1)
         return memory.replace(
-            pool=ngrams.insert(memory.pool, first, rest, valid),
+            fresh=jnp.where(complete[:, None, None], read.transpose(0, 2, 1), ngrams.NONE),
             window=jnp.where(complete[:, None, None], moving, growing),
             filled=jnp.minimum(memory.filled + 1, self.N - 2),
         )
@@ -162,7 +167,7 @@ class Lookahead(dec.Drafter):
             batch = len(known)
             grams = jnp.take_along_axis(state.tokens, places.reshape(batch, -1), axis=1).reshape(places.shape)
             valid = (start >= 0) & (start + self.N <= state.length[:, None])
-            pool = ngrams.insert(pool, grams[:, :, 0], grams[:, :, 1:], valid)
+            pool = ngrams.insert(pool, jnp.where(valid[:, :, None], grams, ngrams.NONE))
             return pool, jnp.minimum(known + _READ_AT_ONCE, state.length)
 
         def unknown(carry: tuple[Array, Array]) -> Array:

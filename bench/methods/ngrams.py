@@ -21,9 +21,7 @@ def find(pool: Int[Array, "B V M L"], first: Int[Array, " B"]) -> tuple[Int[Arra
     return found, found[..., 0] != NONE
 
 
-def insert(
-    pool: Int[Array, "B V M L"], first: Int[Array, "B K"], rest: Int[Array, "B K L"], valid: Bool[Array, "B K"]
-) -> Int[Array, "B V M L"]:
+def insert(pool: Int[Array, "B V M L"], grams: Int[Array, "B K N"]) -> Int[Array, "B V M L"]:
     """Put n-grams in, one after the other and in place; of each first token, the ``M`` latest ones stay.
 
     An n-gram that is there already becomes the latest (least recently used goes first, as in the authors' code)::
@@ -35,12 +33,12 @@ def insert(
 
     Args:
         pool: the pool.
-        first: first token of each n-gram.
-        rest: the tokens after it.
-        valid: n-grams to put in; the others are passed over.
+        grams: n-grams of ``L + 1`` tokens; those that begin with ``NONE`` are passed over.
     """
     batch, vocab_size, most, length = pool.shape
     flat = pool.reshape(batch * vocab_size, most, length)
+    first, rest = grams[..., 0], grams[..., 1:]
+    valid = first != NONE
     # Beyond the pool where there is nothing to put in: such a place is read as empty, and never written.
     place = jnp.where(valid, first + vocab_size * jnp.arange(batch)[:, None], batch * vocab_size)
     old = flat.at[place].get(mode="fill", fill_value=NONE)
