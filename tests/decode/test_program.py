@@ -105,6 +105,17 @@ def bytes_of(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+@dataclasses.dataclass(frozen=True)
+class Fork(dec.Drafter):
+    """Drafts two lines that leave the root; what tokens they are of does not matter here."""
+
+    def draft(self, spec: dec.DecodeSpec, weights: Any, state: dec.DecodeState, controls: Any) -> dec.Draft:
+        row = jnp.broadcast_to(jnp.arange(spec.rows), (len(state.length), spec.rows))
+        tree = dec.tree_of(jnp.maximum(row - 2, 0), (row + 1) // 2, (row > 0) & (row < 7), 4)
+        count = jnp.full_like(state.length, 6)
+        return dec.token_draft(spec, weights, state, dec.newest(state)[0] + row[:, 1:], count, None, tree)
+
+
 class Case(NamedTuple):
     """Which program, and for what."""
 
@@ -116,6 +127,7 @@ class Case(NamedTuple):
     family: str = "llama"
     sliding_window: int | None = None
     adapter: str = "kangaroo"
+    tree: bool = False
 
 
 class Program(NamedTuple):
@@ -137,7 +149,10 @@ def build(case: Case) -> Program:
     )
     adapter = AdapterConfig(case.adapter)
     spec = dec.DecodeSpec(config, 2 if gamma else 4, gamma, adapter, sample=case.sample, truncate=case.sample)
-    weights = {"target": abstract_params(config), "adapter": abstract_adapter(config, adapter) if gamma else None}
+    if case.tree:
+        spec = dec.DecodeSpec(config, 0, gamma, None, drafter=Fork())
+    used = abstract_adapter(config, adapter) if spec.adapter_used else None
+    weights = {"target": abstract_params(config), "adapter": used}
     row = shape((batch,), jnp.int32)
     seed = shape((batch, 2), jnp.uint32)
     scalar = shape((), jnp.float32)
@@ -172,6 +187,9 @@ CASES = [
     Case("decode", 3, 3, 3, adapter="with-mlp"),
     Case("decode", 3, 1, 1, adapter="linear"),
     Case("decode", 3, 1, 3, adapter="own-head"),
+    Case("decode", 3, 1, 3, tree=True),
+    Case("decode", 3, 1, 1, tree=True),
+    Case("decode", 3, 3, 3, tree=True),
 ]
 
 
@@ -183,6 +201,7 @@ CASES = [
         + "-sampled" * case.sample
         + f"-{case.family}" * (case.family != "llama")
         + f"-{case.adapter}" * (case.adapter != "kangaroo")
+        + "-tree" * case.tree
     ),
 )
 def program(request: pytest.FixtureRequest) -> Program:
