@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import kangaroo_jax
-from bench.methods import draft_model, kangaroo, medusa, prompt_lookup, rest
+from bench.methods import draft_model, kangaroo, lookahead, medusa, prompt_lookup, rest
 from bench.methods.base import Method, Ready, count_parameters
 
 __all__ = ["METHODS", "Method", "Ready", "chosen", "count_parameters", "make"]
 
 METHODS: dict[str, Method] = {
-    method.name: method for module in (kangaroo, prompt_lookup, draft_model, medusa, rest) for method in module.METHODS
+    method.name: method
+    for module in (kangaroo, prompt_lookup, lookahead, draft_model, medusa, rest)
+    for method in module.METHODS
 }
 """All methods by name, in the order of tables."""
 

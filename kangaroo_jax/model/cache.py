@@ -62,12 +62,16 @@ def keep_path(cache: KVCache, start: Int[Array, " B"], path: Int[Array, "B T"]) 
 
         tree a b c d (c follows a, d follows c), path 0 2 3:  a b c d  ->  a c d .
     """
-    batch = path.shape[0]
+    batch, length = path.shape
     slots = start[:, None] + path
 
     def move(buffer: Float[Array, "*BK S hd"]) -> Array:
         split = buffer.reshape(batch, -1, *buffer.shape[-2:])
-        rows = jnp.take_along_axis(split, slots[:, None, :, None], axis=2)
+        if batch == 1:  # XLA:CPU fuses a gather with the write that follows, and then copies the buffer for both.
+            pieces = [jax.lax.dynamic_slice_in_dim(split, slots[0, index], 1, axis=2) for index in range(length)]
+            rows = jnp.concatenate(pieces, axis=2)
+        else:
+            rows = jnp.take_along_axis(split, slots[:, None, :, None], axis=2)
         return _write(buffer, rows.transpose(0, 2, 1, 3), start)
 
     return KVCache(k=move(cache.k), v=move(cache.v))

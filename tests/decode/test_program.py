@@ -28,6 +28,17 @@ CONFIG = LlamaConfig(
 SLOTS = 768
 
 
+@dataclasses.dataclass(frozen=True)
+class Fork(dec.Drafter):
+    """Drafts two lines that leave the root; what tokens they are of does not matter here."""
+
+    def draft(self, spec: dec.DecodeSpec, weights: Any, state: dec.DecodeState, controls: Any) -> dec.Draft:
+        row = jnp.broadcast_to(jnp.arange(spec.rows), (len(state.length), spec.rows))
+        tree = dec.tree_of(jnp.maximum(row - 2, 0), (row + 1) // 2, (row > 0) & (row < 7), 4)
+        count = jnp.full_like(state.length, 6)
+        return dec.token_draft(spec, weights, state, dec.newest(state)[0] + row[:, 1:], count, None, tree)
+
+
 class Case(NamedTuple):
     """Which program, and for what."""
 
@@ -39,6 +50,7 @@ class Case(NamedTuple):
     family: str = "llama"
     sliding_window: int | None = None
     adapter: str = "kangaroo"
+    tree: bool = False
 
 
 class Built(NamedTuple):
@@ -56,6 +68,8 @@ def build_case(case: Case) -> Built:
     )
     adapter = AdapterConfig(case.adapter)
     spec = dec.DecodeSpec(config, 2 if case.gamma else 4, case.gamma, adapter, sample=case.sample, truncate=case.sample)
+    if case.tree:
+        spec = dec.DecodeSpec(config, 0, case.gamma, None, drafter=Fork())
     low = lower(Program(case.part, spec, case.batch, SLOTS))
     made = build(low)
     return Built(made.module, made.memory, low)
@@ -79,6 +93,9 @@ CASES = [
     Case("decode", 3, 3, 3, adapter="with-mlp"),
     Case("decode", 3, 1, 1, adapter="linear"),
     Case("decode", 3, 1, 3, adapter="own-head"),
+    Case("decode", 3, 1, 3, tree=True),
+    Case("decode", 3, 1, 1, tree=True),
+    Case("decode", 3, 3, 3, tree=True),
 ]
 
 
@@ -90,6 +107,7 @@ CASES = [
         + "-sampled" * case.sample
         + f"-{case.family}" * (case.family != "llama")
         + f"-{case.adapter}" * (case.adapter != "kangaroo")
+        + "-tree" * case.tree
     ),
 )
 def program(request: pytest.FixtureRequest) -> Built:
