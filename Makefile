@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test hf full h200 notebook lint types format clean
+.PHONY: help demo test hf full h200 bench notebook lint types format clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3]"
@@ -34,6 +34,11 @@ h200: $(INSTALLED)  ## inspect the code compiled for an H200, without one (fetch
 		$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(GPU_COMPILER) \
 			jax-cuda13-plugin==$$version jax-cuda13-pjrt==$$version
 	JAX_PLATFORMS=cpu PYTHONPATH=$(GPU_COMPILER) $(RUN) -m pytest -m h200 -n 0 -s
+
+bench: $(INSTALLED)  ## measure every method on joey, gamma and eta, and write docs/benchmarks.md (an hour)
+	$(RUN) -m bench.spec_bench --methods all
+	$(RUN) -m bench.ablate grid
+	$(RUN) -m bench.report runs/spec_bench/joey runs/ablate/joey/grid
 
 notebook: $(INSTALLED)  ## run the notebook anew and store what it shows
 	KANGAROO_COMPILATION_CACHE=0 $(RUN) -c 'import nbclient, nbformat; \
