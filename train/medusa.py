@@ -66,7 +66,7 @@ def _head_sums(params: Any, state: Any, tokens: Any, counts: Any, index: int) ->
 
 def work(argv: Sequence[str]) -> None:
     """Train (or resume) the heads that the options describe."""
-    parser = build_parser("train.medusa", __doc__, "medusa", steps=400, batch_size=8, length=512, learning_rate=PEAK)
+    parser = build_parser("train.medusa", __doc__, "medusa", steps=300, batch_size=8, length=512, learning_rate=PEAK)
     heads = "tokens beyond the next one that are drafted, a head each"
     parser.add_argument("--heads", type=int, default=MEDUSA_HEADS, help=f"{heads} (default: %(default)s)")
     args = parser.parse_args(argv)
