@@ -42,17 +42,15 @@ def sequence_bytes(spec: dec.DecodeSpec, slots: int, chunk: int, dtype: Any) -> 
     config = spec.config
     caches = jax.eval_shape(lambda: dec.allocate(spec, 1, slots, dtype))
     width = jax.numpy.dtype(dtype).itemsize
-    held = width * _numbers(caches)
+    held = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(caches))
     if jax.default_backend() == "cpu" and width < 4:
-        held += 4 * _numbers(caches[0][0])  # XLA works on fp32 copies, of one layer at a time.
+        held += 4 * sum(
+            math.prod(leaf.shape) for leaf in jax.tree.leaves(caches[0][0])
+        )  # XLA works on fp32 copies, of one layer at a time.
     scores = 2 * config.num_attention_heads * max(chunk, spec.rows) * slots * 4
     logits = (4 if spec.sample else 2) * spec.rows * config.vocab_size * 4
     hidden = 4 * max(chunk, spec.rows) * (config.intermediate_size + config.hidden_size) * 4
     return held + scores + logits + hidden + slots * (4 * 4 + 4 * spec.rows)
-
-
-def _numbers(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def free_bytes() -> int:

@@ -72,3 +72,19 @@ def test_larger_specs_take_more() -> None:
     size = memory.sequence_bytes(spec, 256, 64, np.dtype(np.float32))
     assert memory.sequence_bytes(spec, 512, 64, np.dtype(np.float32)) > 1.5 * size
     assert memory.sequence_bytes(dataclasses.replace(spec, sample=True), 256, 64, np.dtype(np.float32)) > size
+
+
+@dataclasses.dataclass(frozen=True)
+class Remembers(dec.Drafter):
+    """A drafter that remembers whole numbers."""
+
+    def allocate(self, spec: dec.DecodeSpec, batch: int, slots: int, dtype: Any) -> Any:
+        return jnp.zeros((batch, 1000, 1000), jnp.int32)
+
+
+def test_what_a_drafter_remembers_counts_in_its_own_dtype() -> None:
+    spec = dec.DecodeSpec(CONFIG, 0, 5, None)
+    more = dataclasses.replace(spec, drafter=Remembers())
+    for dtype in (np.dtype(np.float32), jnp.dtype(jnp.bfloat16)):
+        sizes = [memory.sequence_bytes(each, 256, 64, dtype) for each in (more, spec)]
+        assert sizes[0] - sizes[1] == 4 * 10**6

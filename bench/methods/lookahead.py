@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 import kangaroo_jax
 from bench.methods import ngrams
 from bench.methods.base import Method, Ready
+from bench.methods.lookahead_rows import Layout
 from kangaroo_jax import decode as dec
 from kangaroo_jax.checks import integer
 
@@ -47,20 +48,6 @@ class Memory(struct.PyTreeNode):
     known: Int[Array, " B"]
 
 
-class Rows(struct.PyTreeNode):
-    """What the rows of a verification are, ``[B, R]``.
-
-    Attributes:
-        window: rows of the lookahead branch, the root among them.
-        level: their level.
-        index: their place in it.
-    """
-
-    window: Bool[Array, "B R"]
-    level: Int[Array, "B R"]
-    index: Int[Array, "B R"]
-
-
 @dataclasses.dataclass(frozen=True)
 class Lookahead(dec.Drafter):
     """Drafts n-grams out of a pool that it fills by Jacobi iteration; ``gamma`` is N - 1.
@@ -78,24 +65,19 @@ class Lookahead(dec.Drafter):
     from_text: bool = False
 
     @property
-    def widest(self) -> int:
-        """Tokens of a level at first; the window loses one with each level that is filled."""
-        return self.W + self.N - 2
-
-    @property
-    def window_rows(self) -> int:
-        """Rows of the lookahead branch, the root among them: the most that any state of filling takes."""
-        return max((filled + 1) * (self.widest - filled) for filled in range(self.N - 1))
+    def layout(self) -> Layout:
+        """How the rows of a verification are used."""
+        return Layout(self.W, self.N, self.G)
 
     def rows(self, gamma: int) -> int:
         """Return the rows of both branches, rounded up to a multiple of 8."""
-        return -(-(self.window_rows + self.G * (self.N - 1)) // 8) * 8
+        return self.layout.rows
 
     def allocate(self, spec: dec.DecodeSpec, batch: int, slots: int, dtype: jnp.dtype) -> Memory:
         """Return an empty pool, and a window that has yet to be filled."""
         return Memory(
             pool=ngrams.empty(batch, spec.config.vocab_size, self.G, self.N - 1),
-            window=jnp.zeros((batch, self.N - 1, self.widest), jnp.int32),
+            window=jnp.zeros((batch, self.N - 1, self.layout.widest), jnp.int32),
             fresh=jnp.full((batch, self.W, self.N), ngrams.NONE, jnp.int32),
             filled=jnp.zeros((batch,), jnp.int32),
             known=jnp.zeros((batch,), jnp.int32),
@@ -108,18 +90,19 @@ class Lookahead(dec.Drafter):
         memory: Memory = self._begin_window(state.drafter, state)
         pool = ngrams.insert(memory.pool, memory.fresh)
         memory = self._read_text(memory.replace(pool=pool), state)
-        batch, rows = len(state.length), self._rows(spec, memory.filled)
+        layout, batch = self.layout, len(state.length)
         newest = dec.newest(state)[0][:, 0]
         found, there = ngrams.find(memory.pool, newest)
         there &= (memory.filled == self.N - 2)[:, None]
 
-        flat = jnp.where(rows.window, rows.level * self.widest + rows.index, 0)
+        rows = layout.window(memory.filled)
+        flat = jnp.where(rows.ahead, rows.level * layout.widest + rows.index, 0)
         ahead = jnp.take_along_axis(memory.window.reshape(batch, -1), flat, axis=1)
-        spare = (self.window_rows, spec.rows - self.window_rows - self.G * (self.N - 1))
+        spare = (layout.window_rows, layout.rows - layout.window_rows - self.G * (self.N - 1))
         guesses = jnp.pad(jnp.maximum(found, 0).reshape(batch, -1), ((0, 0), spare))
         candidate = jnp.pad(jnp.repeat(there, self.N - 1, axis=1), ((0, 0), spare))
-        tokens = jnp.where(rows.window, ahead, guesses)
-        tree = self._tree(rows, candidate)
+        tokens = jnp.where(rows.ahead, ahead, guesses)
+        tree = layout.tree(rows, candidate)
         return dec.token_draft(spec, weights, state, tokens[:, 1:], candidate.sum(1), memory, tree)
 
     def learn(self, spec: dec.DecodeSpec, weights: dec.Weights, memory: Memory, verified: dec.Verified) -> Memory:
@@ -128,8 +111,8 @@ class Lookahead(dec.Drafter):
         However many tokens are accepted, the window moves on by one position, as in the authors' code by default
         (ALWAYS_FWD_ONE).
         """
-        start = memory.filled * (self.widest - memory.filled)
-        newest_level = start[:, None] + jnp.arange(self.widest)
+        start = memory.filled * (self.layout.widest - memory.filled)
+        newest_level = start[:, None] + jnp.arange(self.layout.widest)
         computed = jnp.take_along_axis(verified.target, newest_level, axis=1)
 
         complete = memory.filled == self.N - 2
@@ -148,7 +131,7 @@ class Lookahead(dec.Drafter):
 
     def _begin_window(self, memory: Memory, state: dec.DecodeState) -> Memory:
         """Return the window with tokens drawn from the prompt in its first level, if it is not in use yet."""
-        share = np.random.default_rng(10).random(self.widest).astype(np.float32)
+        share = np.random.default_rng(10).random(self.layout.widest).astype(np.float32)
         prompt = (state.length - 1)[:, None]
         drawn = jnp.minimum((share * prompt).astype(jnp.int32), prompt - 1)
         level = jnp.take_along_axis(state.tokens, drawn, axis=1)
@@ -175,45 +158,6 @@ class Lookahead(dec.Drafter):
 
         pool, known = jax.lax.while_loop(unknown, some, (memory.pool, memory.known))
         return memory.replace(pool=pool, known=known)
-
-    def _rows(self, spec: dec.DecodeSpec, filled: Int[Array, " B"]) -> Rows:
-        """Return what the rows are: the levels one after the other, as wide as they are by now."""
-        width = (self.widest - filled)[:, None]
-        row = jnp.arange(spec.rows)[None]
-        level = row // width
-        return Rows(level <= filled[:, None], level, row % width)
-
-    def _tree(self, rows: Rows, candidate: Bool[Array, "B R"]) -> dec.Tree:
-        """Return how the rows hang together (paper, figure 2); a token of the window sees two lines that meet in it.
-
-        Along level 0 up to its own place, then up its place through the levels. With W = 3, N = 3, G = 2, levels r a b
-        (r is the root) and d e f, n-grams g h and i j::
-
-              r a b d e f g h i j   depth
-            r x . . . . . . . . .   0
-            a x x . . . . . . . .   1
-            b x x x . . . . . . .   2
-            d x . . x . . . . . .   1
-            e x x . . x . . . . .   2
-            f x x x . . x . . . .   3
-            g x . . . . . x . . .   1
-            h x . . . . . x x . .   2
-            i x . . . . . . . x .   1
-            j x . . . . . . . x x   2
-        """
-        row = np.arange(candidate.shape[1])
-        guess = (row >= self.window_rows) & (row < self.window_rows + self.G * (self.N - 1))
-        line, place = np.divmod(row - self.window_rows, self.N - 1)
-        along = guess[:, None] & guess & (line[:, None] == line) & (place <= place[:, None])
-        parent = np.where(guess & (place > 0), row - 1, 0)
-
-        level, index = rows.level, rows.index
-        below = (level[:, None] == 0) & (index[:, None] <= index[:, :, None])
-        up = (level[:, None] > 0) & (level[:, None] <= level[:, :, None]) & (index[:, None] == index[:, :, None])
-        ahead = rows.window[:, None] & rows.window[:, :, None] & (below | up)
-        visible = ahead | along | np.eye(len(row), dtype=bool) | (row == 0)
-        depth = jnp.where(rows.window, level + index, np.where(guess, place + 1, 0))
-        return dec.Tree(jnp.broadcast_to(parent, depth.shape), depth, visible, candidate)
 
 
 def lookahead(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:

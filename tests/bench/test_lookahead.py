@@ -15,6 +15,7 @@ import pytest
 import kangaroo_jax
 from bench.methods import make
 from bench.methods.lookahead import Lookahead
+from bench.methods.lookahead_rows import Layout
 from kangaroo_jax import decode as dec
 from kangaroo_jax.compare import read_prompts
 from kangaroo_jax.model import LlamaConfig, abstract_params
@@ -79,8 +80,33 @@ class Published:
 
 def first_level(drafter: Lookahead, prompt: list[int]) -> list[int]:
     """Return the tokens that a window begins with, the newest token's place left out."""
-    share = np.random.default_rng(10).random(drafter.widest).astype(np.float32)
+    share = np.random.default_rng(10).random(drafter.layout.widest).astype(np.float32)
     return [prompt[int(np.float32(len(prompt)) * part)] for part in share][1:]
+
+
+def test_the_mask_as_drawn() -> None:
+    """Levels r a b and d e f, n-grams g h and i j."""
+    layout, drawn = (
+        Layout(3, 3, 2),
+        """
+        x . . . . . . . . .
+        x x . . . . . . . .
+        x x x . . . . . . .
+        x . . x . . . . . .
+        x x . . x . . . . .
+        x x x . . x . . . .
+        x . . . . . x . . .
+        x . . . . . x x . .
+        x . . . . . . . x .
+        x . . . . . . . x x
+        """,
+    )
+    candidate = jnp.arange(16)[None] // 6 == 1
+    tree = layout.tree(layout.window(jnp.array([1])), candidate)
+    wanted = [[mark == "x" for mark in line.split()] for line in drawn.split("\n")[1:-1]]
+    assert layout.rows == 16 and tree.visible[0, :10, :10].tolist() == wanted and not tree.visible[0, :10, 10:].any()
+    assert tree.depth[0, :10].tolist() == [0, 1, 2, 1, 2, 3, 1, 2, 1, 2]
+    assert tree.parent[0, 6:10].tolist() == [0, 6, 0, 8]
 
 
 def visible_text(tree: dec.Tree, tokens: np.ndarray, text: list[int], row: int, batch_row: int) -> list[int]:
@@ -121,7 +147,7 @@ def test_rounds_are_the_published_ones(W: int, N: int, G: int, from_text: bool) 
         tree = draft.tree
         assert draft.tokens.shape == (2, spec.rows - 1) and spec.rows % 8 == 0
         tokens = np.concatenate([np.array([[text[-1]] for text in texts]), draft.tokens], axis=1)
-        asked = tree.candidate | ((np.arange(spec.rows) < drafter.window_rows) & (tree.depth > 0))
+        asked = tree.candidate | ((np.arange(spec.rows) < drafter.layout.window_rows) & (tree.depth > 0))
         asked[:, 0] = True
         target = np.zeros((2, spec.rows), np.int32)
         for b, row in zip(*np.nonzero(asked), strict=True):
