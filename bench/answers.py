@@ -42,7 +42,8 @@ class Turn:
         accept_lengths: tokens committed in each verify round (s_k); the prefill's token is apart.
         draft_lengths: tokens drafted in each round.
         accepted_drafts: drafted tokens of each round that the target accepted.
-        confidence: confidence of each drafted token, by round, to six places; empty for methods that have none.
+        confidence: confidence of each drafted token, by round, to six places; rounds of methods that have none are
+            empty.
         prompt_tokens: tokens of the prompt.
         prefill_seconds: the prefill's share of ``wall_time``.
         finish_reason: ``"stop"`` or ``"length"``.
@@ -67,12 +68,13 @@ class Turn:
         return 1 + sum(self.accept_lengths)
 
     @classmethod
-    def of(cls, generation: Generation, wall_time: float | None = None) -> Turn:
+    def of(cls, generation: Generation, wall_time: float | None = None, confident: bool = True) -> Turn:
         """Return what is kept of a generation.
 
         Args:
             generation: from any method.
             wall_time: seconds on the caller's clock; default: those of prefill and rounds.
+            confident: whether the method's confidences are worth keeping.
         """
         stats = generation.stats
         # The text of EOS is empty. A stopped text has one at its end, unless it was a stop string that ended it.
@@ -84,7 +86,9 @@ class Turn:
             accept_lengths=stats.accept_lengths,
             draft_lengths=stats.draft_lengths,
             accepted_drafts=stats.accepted_drafts,
-            confidence=tuple(tuple(round(float(value), 6) for value in values) for values in stats.confidence),
+            confidence=tuple(
+                tuple(round(float(value), 6) for value in values) if confident else () for values in stats.confidence
+            ),
             prompt_tokens=stats.prompt_tokens,
             prefill_seconds=stats.prefill_seconds,
             finish_reason=generation.finish_reason,

@@ -97,7 +97,7 @@ class Loop:
             slots: cache slots.
             extra: XLA options beside the usual ones.
         """
-        method = {"gamma": gamma, "eta": 0.0} if gamma else {"method": "plain"}
+        method = {"method": "kangaroo", "gamma": gamma, "eta": 0.0} if gamma else {"method": "plain"}
         checked = plan(params, Options(max_new_tokens=tokens + 1, eos_token_id=(), **method))
         run = Run(params, [list(prompt)], checked, Kept(slots, dec.prefill_chunk(len(prompt), slots, 1)), slots)
         self.gamma, self.state, self.controls = gamma, run.state, checked.controls

@@ -63,10 +63,12 @@ def stream(params: kangaroo_jax.Params, repeats: int) -> Iterable[str]:
     prompt = read_prompts()[0]["prompt"]
 
     def whole() -> None:
-        kangaroo_jax.generate(params, prompt, max_new_tokens=TOKENS)
+        kangaroo_jax.generate(params, prompt, method="kangaroo", max_new_tokens=TOKENS)
 
     def streamed(rounds: int | None) -> Call:
-        return lambda: list(kangaroo_jax.stream(params, prompt, max_new_tokens=TOKENS, rounds_per_call=rounds))
+        return lambda: list(
+            kangaroo_jax.stream(params, prompt, method="kangaroo", max_new_tokens=TOKENS, rounds_per_call=rounds)
+        )
 
     choices = (None, 1, 2, 4, 8, 16)
     calls = {"generate": whole} | {f"stream {rounds}": streamed(rounds) for rounds in choices}
@@ -89,7 +91,7 @@ def sampling(params: kangaroo_jax.Params, repeats: int) -> Iterable[str]:
     for turn in range(-1, repeats):
         for name, options in settings.items():
             options = options | {"max_new_tokens": TOKENS, "seed": turn + 1}
-            mine = kangaroo_jax.generate(params, prompt, **options).stats
+            mine = kangaroo_jax.generate(params, prompt, method="kangaroo", **options).stats
             plain = kangaroo_jax.generate(params, prompt, method="plain", **options).stats
             if turn >= 0:
                 rounds[name].append(mine.decode_seconds / mine.rounds)

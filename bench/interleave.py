@@ -66,7 +66,8 @@ class Protocol:
                 if place == 0:
                     raise
                 break
-            turns.append(Turn.of(self._generate(name, prompt)))
+            confident = self.methods[name].spec.drafter.confident
+            turns.append(Turn.of(self._generate(name, prompt), confident=confident))
         return turns
 
     def _generate(self, name: str, prompt: Sequence[int]) -> kangaroo_jax.Generation:

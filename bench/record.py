@@ -54,7 +54,7 @@ def new_record(
             "max_new_tokens": max_new_tokens,
             "repeats": repeats,
             "warm_ups": WARM_UPS,
-            "methods": {key: {**ready.settings, "weights": digest(ready.weights)} for key, ready in methods.items()},
+            "methods": {key: {**ready.settings, "weights": _own_digest(ready)} for key, ready in methods.items()},
         },
         "methods": {key: described(f"{name}-{key}", ready) for key, ready in methods.items()},
         "costs": None,
@@ -78,6 +78,11 @@ def described(model_id: str, ready: Ready) -> dict[str, Any]:
         "added_parameters": ready.added_parameters,
         "model_id": model_id,
     }
+
+
+def _own_digest(ready: Ready) -> str:
+    """Return a short name of what a method drafts with; adapters of an ablation are not those of the model itself."""
+    return digest((ready.weights, ready.params.adapter if ready.spec.adapter_used else None))
 
 
 def versions() -> dict[str, str]:

@@ -47,7 +47,8 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     params = kangaroo_jax.load(args.model, adapter=args.adapter, exit_layer=args.exit_layer, dtype=args.dtype)
     questions = fitting(params, questions, args.skip_long)
     if args.prepare:
-        prepare(names, args.model)
+        given = {name for name, changed in settings.items() if changed.keys() & {"draft_model", "directory"}}
+        prepare([name for name in names if name not in given], args.model)
     methods = make_all(names, params, settings)
     record = new_record(
         params,

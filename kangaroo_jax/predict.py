@@ -53,7 +53,9 @@ def predict(
         raise ValueError("no prompt gives more than one token, and the first is the prefill's; pass other prompts")
     middle = sorted(prompts, key=len)[len(prompts) // 2]
     spec = plan(model, Options(method="kangaroo", gamma=max_gamma)).spec
-    slots = dec.cache_slots(spec, min(len(middle) + max_new_tokens, model.config.max_position_embeddings))
+    longest = min(len(middle) + max_new_tokens, model.config.max_position_embeddings)
+    # A measured round goes on from the prompt, however small the budget.
+    slots = dec.cache_slots(spec, max(longest, len(middle) + spec.rows))
     gammas = range(1, max_gamma + 1)
     costs = measure_costs(model, gammas=gammas, prompt=middle, slots=slots, repeats=COST_REPEATS, tick=tick)
     plain = prefills["plain"] + costs.plain * sum(len(traced.token_ids) - 1 for traced in traces)

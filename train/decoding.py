@@ -33,7 +33,7 @@ def decoding_figures(
     outs = []
     for first in range(0, len(prompts), BATCH):
         some = [list(ids) for ids in prompts[first : first + BATCH]]
-        outs += kangaroo_jax.generate(params, some, max_new_tokens=new_tokens)
+        outs += kangaroo_jax.generate(params, some, method="kangaroo", max_new_tokens=new_tokens)
     stats = pooled([out.stats for out in outs])
     figures = {"compression_rate": stats.compression_rate, "acceptance_rate": stats.acceptance_rate}
     figures |= {f"ctar_{w}": share for w, share in enumerate(stats.ctar, 1)}

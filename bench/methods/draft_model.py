@@ -52,6 +52,11 @@ class SmallModel(dec.Drafter):
 
     config: LlamaConfig
 
+    @property
+    def confident(self) -> bool:
+        """Return True: the small model's top-1 probability."""
+        return True
+
     def allocate(self, spec: dec.DecodeSpec, batch: int, slots: int, dtype: jnp.dtype) -> Caches:
         """Return zeroed caches of the small model's layers."""
         return init_cache(self.config, batch, slots, dtype, self.config.num_hidden_layers)

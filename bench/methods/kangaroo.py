@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int
 import kangaroo_jax
 from bench.methods.base import Method, Ready, count_parameters
 from kangaroo_jax import decode as dec
-from kangaroo_jax.model import KVCache, logits
+from kangaroo_jax.checks import integer, real
+from kangaroo_jax.model import KangarooConfig, KVCache, logits
 from kangaroo_jax.options import Options, plan
 
 PAPER = "Liu et al. 2024, arXiv 2404.18911"
@@ -56,13 +57,16 @@ def early_exit(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Read
     Raises:
         ValueError: if a setting is out of range.
     """
-    layers, layer = params.config.num_hidden_layers, settings["exit_layer"]
-    if layer is None:
-        layer = params.draft.exit_layer if params.draft else -(-layers // 16)
-    if not 1 <= layer < layers:
-        raise ValueError(f"early-exit: exit_layer is {layer}; a model of {layers} layers needs 1 to {layers - 1}")
-    spec = dec.DecodeSpec(params.config, layer, settings["gamma"], adapter=None, propose=exit_head)
-    return Ready("early-exit", params, spec, settings["eta"], settings={**settings, "exit_layer": layer})
+    layers = params.config.num_hidden_layers
+    # As Kangaroo, so that the two differ in the adapter alone; without one, the paper's settings.
+    like = params.draft or KangarooConfig(-(-layers // 16))
+    asked = {name: getattr(like, name) if settings[name] is None else settings[name] for name in settings}
+    gamma = integer("early-exit: gamma", asked["gamma"], 1, params.config.max_position_embeddings)
+    eta = real("early-exit: eta", asked["eta"], "a probability threshold of 0 or more")
+    layer = integer("early-exit: exit_layer", asked["exit_layer"], 1, layers - 1)
+    spec = dec.DecodeSpec(params.config, layer, gamma, adapter=None, propose=exit_head)
+    used = {"gamma": gamma, "eta": eta, "exit_layer": layer}
+    return Ready("early-exit", params, spec, eta, settings=used)
 
 
 METHODS = (
@@ -87,7 +91,7 @@ METHODS = (
         "early-exit",
         "the target's norm and head straight on the exit layer, no adapter",
         "Elhoushi et al. 2024, arXiv 2404.16710 (LayerSkip), without its training",
-        {"gamma": 6, "eta": 0.6, "exit_layer": None},
+        {"gamma": None, "eta": None, "exit_layer": None},
         early_exit,
     ),
 )

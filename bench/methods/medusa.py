@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ class Medusa(dec.Drafter):
     """
 
     tree: Paths
+
+    @property
+    def confident(self) -> bool:
+        """Return whether it is a line, of each head's top-1 probability."""
+        return self.tree.width == 1
 
     def rows(self, gamma: int) -> int:
         """Return the rows of a verification, a multiple of 8: the newest token, and the nodes of the tree."""
@@ -115,6 +121,8 @@ def medusa_in_a_tree(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -
 
 
 def _heads(params: kangaroo_jax.Params, name: str, given: Any) -> dict[str, Any]:
+    if not isinstance(given, str | os.PathLike | None):
+        raise ValueError(f"{name}: directory is {given!r:.60}; give the directory of Medusa heads")
     directory = companion(params.name, "medusa") if given is None else expand(given)
     if not Path(directory).is_dir():
         raise ValueError(f"{name}: no Medusa heads in {directory}; make them: {MAKE.replace('MODEL', params.name)}")

@@ -105,7 +105,7 @@ def longest_match(
 
     def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds  # [2, spans]: the first suffix that is not less than the query, and the first beyond it.
-        middle = (low + high) // 2
+        middle = low + (high - low) // 2  # The sum may be more than an int32 holds.
         start = store.suffixes[jnp.minimum(middle, size - 1)]
         differ = store.at(start[..., None] + index) - queries
         differ = jnp.where(index < spans[:, None], differ, 0)

@@ -50,6 +50,11 @@ class _Carry(struct.PyTreeNode):
 class Kangaroo(Drafter):
     """Drafts with the target's first layers, an adapter and the target's head; remembers the adapter's cache."""
 
+    @property
+    def confident(self) -> bool:
+        """Return True: the draft model's top-1 probability."""
+        return True
+
     def allocate(self, spec: DecodeSpec, batch: int, slots: int, dtype: jnp.dtype) -> KVCache | None:
         """Return a zeroed cache, if there is an adapter that drafts and attends."""
         return init_cache(spec.config, batch, slots, dtype, 1)[0] if spec.adapter_cached else None

@@ -105,6 +105,11 @@ class Drafter:
     ``draft``; the other hooks do nothing here. ``DecodeSpec.gamma`` is the longest line it can draft.
     """
 
+    @property
+    def confident(self) -> bool:
+        """Whether it drafts lines, and the confidence of their tokens is a probability of its own."""
+        return False
+
     def rows(self, gamma: int) -> int:
         """Return the rows of a verification: ``gamma + 1`` rounded up to a multiple of 8.
 
