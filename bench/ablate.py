@@ -19,6 +19,7 @@ from typing import Any
 
 import kangaroo_jax
 from bench.answer_file import claimed
+from bench.command import exit_status
 from bench.differences import PLAIN
 from bench.folder import Folder
 from bench.methods import Ready, count_parameters, make
@@ -26,7 +27,6 @@ from bench.metrics import summarise
 from bench.questions import JOEY_QUESTIONS, read_questions, select
 from bench.record import new_record
 from bench.run_bench import fitting, measure, now
-from bench.spec_bench import exit_status
 from kangaroo_jax.store import EMBEDDED, load_adapter
 from kangaroo_jax.store.files import write_json
 
@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure; the exit status: 0, 1 if float32 ids differed, 2 on bad input, 130 if interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
-    return exit_status(lambda: run(checked(args), words))
+    return exit_status(lambda: run(checked(args), words), resumes=True)
 
 
 if __name__ == "__main__":
