@@ -78,11 +78,8 @@ def tune(
     texts = [row["prompt"] for row in read_prompts()] if prompts is None else prompts
     ids, _ = prompt_ids(params, texts)
 
-    settings, costs = [], []
-    for index, model in enumerate(models):
-        found, cost = predict(index, model, ids, max_gamma, etas, max_new_tokens, tick)
-        settings += found
-        costs.append(cost)
+    found = [predict(index, model, ids, max_gamma, etas, max_new_tokens, tick) for index, model in enumerate(models)]
+    settings = [setting for predicted, _ in found for setting in predicted]
     first = models[0].draft
     assert first is not None
     before = (first.gamma, float(first.eta))
@@ -96,7 +93,7 @@ def tune(
         settings=tuple(sorted(settings, key=lambda setting: -setting.predicted)),
         before=before,
         adapters=tuple(paths),
-        costs=tuple(costs),
+        costs=tuple(cost for _, cost in found),
         plain_tokens_per_second=sum(len(out.token_ids) for out in plain) / sum(_seconds(out) for out in plain),
         identical=identical,
         prompts=len(ids),
