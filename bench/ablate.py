@@ -19,6 +19,7 @@ from typing import Any
 
 import kangaroo_jax
 from bench.answer_file import claimed
+from bench.command import exit_status
 from bench.differences import PLAIN
 from bench.folder import Folder
 from bench.methods import Ready, count_parameters, make
@@ -26,7 +27,7 @@ from bench.metrics import summarise
 from bench.questions import JOEY_QUESTIONS, read_questions, select
 from bench.record import new_record
 from bench.run_bench import fitting, measure, now
-from bench.spec_bench import exit_status
+from bench.tables import number
 from kangaroo_jax.store import EMBEDDED, load_adapter
 from kangaroo_jax.store.files import write_json
 
@@ -83,8 +84,8 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     groups = dict(variants(params, args))
     rows, status, records = [], 0, []
     with claimed(args.out):
-        for number, (name, readies) in enumerate(groups.items(), 1):
-            print(f"{name} ({number} of {len(groups)})", file=sys.stderr)
+        for place, (name, readies) in enumerate(groups.items(), 1):
+            print(f"{name} ({place} of {len(groups)})", file=sys.stderr)
             record = new_record(
                 params,
                 readies,
@@ -107,8 +108,8 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
         write_json(args.out / ABLATION, found)
     for each in rows:
         print(
-            f"{each['name']:24} compression rate {each['compression_rate']:.2f}, "
-            f"{each['drafted_per_round']:.2f} drafted a round, speedup {each['speedup']:.2f}x"
+            f"{each['name']:24} compression rate {number(each['compression_rate'])}, "
+            f"{number(each['drafted_per_round'])} drafted a round, speedup {each['speedup']:.2f}x"
         )
     print(f"written to {args.out}")
     return status
@@ -187,9 +188,9 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
             "adapters needs adapter directories" if args.kind == "adapters" else "grid takes no adapter directories"
         )
         raise ValueError(f"{wanted}; see --help")
-    for name in ("max_new_tokens", "repeats", "per_category"):
-        if (value := getattr(args, name)) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    for name, least in (("max_new_tokens", 2), ("repeats", 1), ("per_category", 1)):  # The prefill gives one token.
+        if (value := getattr(args, name)) < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
     args.questions = args.questions or JOEY_QUESTIONS
     args.out = args.out or Path("runs", "ablate", Path(args.model).resolve().name, args.kind)
     return args
@@ -211,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure; the exit status: 0, 1 if float32 ids differed, 2 on bad input, 130 if interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
-    return exit_status(lambda: run(checked(args), words))
+    return exit_status(lambda: run(checked(args), words), resumes=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from bench.tables import number
+
 Results = Mapping[str, Any]
 """What ``results.json`` holds (``bench.metrics``)."""
 
@@ -46,6 +48,11 @@ def _tables(results: Results) -> dict[str, Mapping[str, Any]]:
     return {**results["tasks"], OVERALL: results[OVERALL]}
 
 
+def _interval(found: Mapping[str, Any]) -> Sequence[float]:
+    """Return the ends of a speedup's interval; a single question gives none, and both are the speedup."""
+    return found["speedup_interval"] or (found["speedup"],) * 2
+
+
 def _colours(names: Sequence[str]) -> dict[str, Any]:
     """Return a colour for each method; plain is grey."""
     from matplotlib import colormaps
@@ -65,8 +72,7 @@ def draw_speedups(results: Results, path: Path) -> None:
             values = [table[name]["speedup"] for name in names]
             axis.barh(places, values, color=[colours[name] for name in names], height=0.72)
             for place, name in zip(places, names, strict=True):
-                low, high = table[name]["speedup_interval"] or (table[name]["speedup"],) * 2
-                axis.plot([low, high], [place, place], color="0.2", linewidth=1)
+                axis.plot(_interval(table[name]), [place, place], color="0.2", linewidth=1)
                 axis.text(0.03, place, f"{table[name]['speedup']:.2f}", va="center", fontsize=7)
             axis.axvline(1, color="0.2", linewidth=0.8, linestyle=":")
             axis.set_yticks(places, names, fontsize=7)
@@ -101,7 +107,7 @@ def draw_accept_lengths(results: Results, path: Path) -> None:
             counts = {int(length): count for length, count in found["accept_length_counts"].items()}
             rounds = sum(counts.values())
             axis.bar(list(counts), [count / rounds for count in counts.values()], color="tab:blue")
-            axis.set_title(f"{name}, mean {found['compression_rate']:.2f}", fontsize=9)
+            axis.set_title(f"{name}, mean {number(found['compression_rate'])}", fontsize=9)
             axis.set_xlabel("tokens committed in a round", fontsize=8)
             axis.set_ylabel("share of rounds", fontsize=8)
             axis.tick_params(labelsize=7)
@@ -125,7 +131,8 @@ def draw_confidences(found: Mapping[str, tuple[Sequence[float], Sequence[float]]
             axis.set_xlabel("confidence of the draft", fontsize=8)
             axis.set_ylabel("density", fontsize=8)
             axis.tick_params(labelsize=7)
-            axis.legend(fontsize=6)
+            if any(sides):
+                axis.legend(fontsize=6)
 
 
 def draw_exit_layers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -139,7 +146,7 @@ def draw_exit_layers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             axis.plot(layers, [row[figure] for row in rows], marker="o")
             if figure == "speedup":
                 for row in rows:
-                    axis.plot([row["exit_layer"]] * 2, row["speedup_interval"], color="0.4", linewidth=1)
+                    axis.plot([row["exit_layer"]] * 2, _interval(row), color="0.4", linewidth=1)
                 axis.axhline(1, color="0.2", linewidth=0.8, linestyle=":")
             axis.set_xticks(layers)
             axis.set_xlabel("exit layer", fontsize=8)

@@ -15,7 +15,7 @@ name: ``about``, ``source``, ``settings``, ``gamma``, ``exit_layer``, ``rows``, 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,12 @@ from kangaroo_jax.store.files import held_interrupts, read_json, write_json
 BENCH = "spec_bench"
 RECORD, RESULTS, TABLES = "record.json", "results.json", "results.md"
 _FIX = "pass another --out, or begin anew with --force"
+_AGAIN = "run python -m bench.spec_bench"
+_IN_RECORD = ("identity", "methods", "costs", "command", "commits", "cores")
+_OF_QUESTIONS = ("questions", "questions_sha256", "max_new_tokens", "repeats", "warm_ups")
+IN_IDENTITY = ("model", "dtype", "device", "versions", *_OF_QUESTIONS)
+"""What the identity in every record of a benchmark has, and tables show."""
+_IN_METHOD = ("model_id", "about", "source", "settings", "rows", "added_parameters")
 
 
 class Folder:
@@ -60,7 +66,7 @@ class Folder:
             costs = {"costs": kept["costs"]} if kept.get("costs") else {}
             record = record | {name: kept[name] for name in ("began", "compile_seconds") if name in kept} | costs
             record["commits"] = list(commits)
-        elif (path / BENCH).exists():
+        elif any((path / BENCH).glob("*/*.jsonl")):  # Folders without files: a kill came before the record's.
             raise ValueError(f"{path} has answers and no {RECORD}; {_FIX}")
         self.record = record
         runs = range(1, record["identity"]["repeats"] + 1)
@@ -100,15 +106,47 @@ class Folder:
 def read_folder(path: Path) -> tuple[dict[str, Any], dict[str, list[Answer]]]:
     """Return the record of a folder, and the answers of all runs by method; nothing is changed.
 
+    Answers to questions that not all methods have answered in all runs are left out: a run that is in progress, or was
+    killed, has some.
+
     Raises:
-        ValueError: if there is none, or something is damaged.
+        ValueError: if there is no record, something is damaged, or no question is answered by all.
     """
-    record = read_json(path / RECORD, "run python -m bench.spec_bench first")
-    answers: dict[str, list[Answer]] = {}
+    record = read_record(path)
+    found: dict[str, list[list[Answer]]] = {}
     for name, method in record["methods"].items():
         files = [answer_path(path, BENCH, method["model_id"], run + 1) for run in range(record["identity"]["repeats"])]
-        answers[name] = [answer for file in files if file.exists() for answer in read_answers(file)]
-    return record, answers
+        found[name] = [read_answers(file) if file.exists() else [] for file in files]
+    sets = [{answer.question_id for answer in answers} for runs in found.values() for answers in runs]
+    done = set.intersection(*sets) if sets else set()
+    if not done:
+        raise ValueError(f"{path} has no complete answers yet; {_AGAIN}")
+    return record, {
+        name: [answer for answers in runs for answer in answers if answer.question_id in done]
+        for name, runs in found.items()
+    }
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the record of a folder.
+
+    Raises:
+        ValueError: if there is none, or it lacks something that tables show.
+    """
+    file = path / RECORD
+    record = read_json(file, f"{_AGAIN} first")
+    check_fields(file, record, _IN_RECORD)
+    check_fields(file, record["identity"], IN_IDENTITY)
+    for method in record["methods"].values():
+        check_fields(file, method, _IN_METHOD)
+    return record
+
+
+def check_fields(file: Path, found: Any, names: Iterable[str]) -> None:
+    """Raise ValueError if an object in a JSON file of a benchmark lacks one of some fields."""
+    for name in names:
+        if not isinstance(found, Mapping) or name not in found:
+            raise ValueError(f"{file} has no {name!r}; run the benchmark again")
 
 
 def answer_settings(record: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -13,7 +13,6 @@ or JAX leaves torch no memory.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import statistics
 import sys
@@ -26,72 +25,16 @@ import jax
 from tqdm import tqdm
 
 import kangaroo_jax
+from bench.command import check_writable, exit_status
 from bench.questions import prompt_of, read_questions
+from bench.transformers_peers import Transformers, check_torch, their_directory
 from kangaroo_jax.compare import read_prompts
 from kangaroo_jax.prompts import prompt_ids
-from kangaroo_jax.store import resolve
 from kangaroo_jax.store.files import whole_file
 
 OURS = ("plain", "kangaroo")
 THEIRS = ("transformers", "transformers-lookup", "transformers-early-exit")
 Generate = Callable[[list[int]], list[int]]
-
-
-def their_directory(name: str) -> Path:
-    """Return the directory of a checkpoint that transformers can read.
-
-    Raises:
-        ValueError: if there is none, or it holds a converted checkpoint only.
-    """
-    directory = resolve(name)
-    if not [*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]:
-        raise ValueError(
-            f"{directory} has no weights that transformers reads (*.safetensors, pytorch_model*.bin): "
-            "pass --hf with the Hugging Face directory that it was converted from"
-        )
-    return directory
-
-
-def check_torch() -> None:
-    """Raise ValueError if torch is not installed."""
-    if importlib.util.find_spec("torch") is None:
-        raise ValueError("transformers' generate needs torch, and it is not installed: pip install torch")
-
-
-class Transformers:
-    """A checkpoint as transformers runs it, on torch's first GPU if there is one.
-
-    Attributes:
-        device: where it runs.
-        version: versions of transformers and torch.
-    """
-
-    def __init__(self, directory: Path, dtype: str) -> None:
-        """Load the checkpoint; ``check_torch`` first."""
-        import transformers
-
-        transformers.logging.set_verbosity_error()  # It would warn of its own early exit's options.
-        transformers.logging.disable_progress_bar()
-        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
-        # torch is transformers' own; this project imports it nowhere.
-        self._torch: Any = sys.modules["torch"]
-        self.device = "cuda" if self._torch.cuda.is_available() else "cpu"
-        self._model.to(self.device).eval()
-        self.version = f"transformers {transformers.__version__}, torch {self._torch.__version__}"
-
-    def generate(self, ids: Sequence[int], tokens: int, eos: Sequence[int], **options: Any) -> list[int]:
-        """Return the new ids of greedy decoding, EOS included; ``options`` are ``generate``'s own."""
-        prompt = self._torch.tensor([list(ids)], device=self.device)
-        out = self._model.generate(
-            prompt,
-            attention_mask=self._torch.ones_like(prompt),
-            max_new_tokens=tokens,
-            do_sample=False,
-            eos_token_id=list(eos) or None,
-            pad_token_id=0,
-            **options,
-        )
-        return out[0, len(ids) :].tolist()
 
 
 def methods(params: kangaroo_jax.Params, theirs: Transformers, args: argparse.Namespace) -> dict[str, Generate]:
@@ -240,25 +183,28 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, print, and return the exit status."""
-    args = build_parser().parse_args(argv)
-    try:
-        for name in ("limit", "max_new_tokens", "repeats", "lookup_tokens"):
-            if (value := getattr(args, name)) is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-        figures = measure(args)
-        print("\n".join(report(figures)))
-        if args.json:
-            with whole_file(args.json) as staged:
-                staged.write_text(json.dumps(figures) + "\n")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; the exit status.
+
+    Raises:
+        ValueError: if something asked for cannot be run.
+    """
+    for name in ("limit", "max_new_tokens", "repeats", "lookup_tokens"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    check_writable("--json", args.json)
+    figures = measure(args)
+    print("\n".join(report(figures)))
+    if args.json:
+        with whole_file(args.json) as staged:
+            staged.write_text(json.dumps(figures) + "\n")
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; the exit status: 0, 2 on bad input, 130 if interrupted."""
+    args = build_parser().parse_args(argv)
+    return exit_status(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -18,14 +18,14 @@ from typing import Any
 
 from bench import figures
 from bench.ablate import ABLATION
-from bench.folder import RECORD, read_folder
+from bench.command import exit_status
+from bench.folder import IN_IDENTITY, RECORD, check_fields, read_folder, read_record
 from bench.metrics import confidences
 from bench.run_bench import results_of
-from bench.tables import made_by, markdown, tables
+from bench.tables import made_by, markdown, number, share, tables, with_interval
 from kangaroo_jax.store.files import read_json, whole_file
 
 PAGE = "benchmarks.md"
-_AGAIN = "run the benchmark again"
 
 
 def methods_section(folder: Path, pictures: Path, prefix: str) -> str:
@@ -38,12 +38,11 @@ def methods_section(folder: Path, pictures: Path, prefix: str) -> str:
     """
     record, answers = read_folder(folder)
     results = results_of(answers, record["costs"])
-    named = pictures / prefix
-    figures.draw_speedups(results, Path(f"{named}speedups.png"))
+    figures.draw_speedups(results, pictures / f"{prefix}speedups.png")
     lines = [_picture(pictures, prefix, "speedups", "Speedup of each method over plain decoding, by task")]
     if any(found["ctar"] for found in results["overall"].values()):
-        figures.draw_ctar(results, Path(f"{named}ctar.png"))
-        figures.draw_accept_lengths(results, Path(f"{named}accept_lengths.png"))
+        figures.draw_ctar(results, pictures / f"{prefix}ctar.png")
+        figures.draw_accept_lengths(results, pictures / f"{prefix}accept_lengths.png")
         lines.append(_picture(pictures, prefix, "ctar", "CTAR over w, by task"))
         lines.append(_picture(pictures, prefix, "accept_lengths", "Tokens committed in a round, by method"))
     # Without the second early exit every draft is as long as the others, and none is left out for being unsure.
@@ -52,7 +51,7 @@ def methods_section(folder: Path, pictures: Path, prefix: str) -> str:
             task: confidences(answer for answer in answers[drafting[0]] if answer.task == task and answer.run == 1)
             for task in results["tasks"]
         }
-        figures.draw_confidences(of_task, Path(f"{named}confidence.png"))
+        figures.draw_confidences(of_task, pictures / f"{prefix}confidence.png")
         title = f"Confidence of accepted and rejected drafts of {drafting[0]}, by task"
         lines.append(_picture(pictures, prefix, "confidence", title))
     return "\n\n".join([tables(record, results).rstrip("\n"), *lines])
@@ -67,7 +66,7 @@ def grid_section(found: Mapping[str, Any], pictures: Path, prefix: str) -> str:
 
     def table(figure: str) -> str:
         lines = [
-            (f"gamma {gamma}", *(_number(by_setting.get((gamma, eta), {}).get(figure)) for eta in etas))
+            (f"gamma {gamma}", *(number(by_setting.get((gamma, eta), {}).get(figure)) for eta in etas))
             for gamma in gammas
         ]
         return markdown(("", *(f"eta {eta:g}" for eta in etas)), lines)
@@ -94,10 +93,10 @@ def adapters_section(found: Mapping[str, Any], pictures: Path, prefix: str) -> s
             str(row["exit_layer"]),
             row["adapter"],
             f"{row['parameters']:,}",
-            _number(row["compression_rate"]),
-            _number(row["drafted_per_round"]),
-            f"{row['acceptance_rate']:.1%}",
-            f"{row['speedup']:.2f}x [{row['speedup_interval'][0]:.2f}, {row['speedup_interval'][1]:.2f}]",
+            number(row["compression_rate"]),
+            number(row["drafted_per_round"]),
+            share(row["acceptance_rate"]),
+            with_interval(row["speedup"], row["speedup_interval"]),
         )
         for row in rows
     ]
@@ -109,6 +108,19 @@ def adapters_section(found: Mapping[str, Any], pictures: Path, prefix: str) -> s
             title = f"Compression rate and speedup over the exit layer, adapter {kind}"
             parts.insert(0, _picture(pictures, prefix, f"exits_{kind}", title))
     return "\n\n".join(parts)
+
+
+def read_ablation(file: Path) -> dict[str, Any]:
+    """Return what an ablation has found.
+
+    Raises:
+        ValueError: if the file is damaged, or lacks something that tables show.
+    """
+    found = read_json(file, "run python -m bench.ablate again")
+    check_fields(file, found, ("kind", "record", "rows"))
+    check_fields(file, found["record"], ("identity", "command", "commits", "cores"))
+    check_fields(file, found["record"]["identity"], IN_IDENTITY)
+    return found
 
 
 def write_page(page: Path, sections: Mapping[str, str]) -> None:
@@ -139,12 +151,12 @@ def report(folders: Sequence[Path], out: Path) -> list[Path]:
     pictures, sections, before = out / "figures", {}, _stamps(out)
     for folder in folders:
         if (folder / ABLATION).is_file():
-            found = read_json(folder / ABLATION, _AGAIN)
+            found = read_ablation(folder / ABLATION)
             name = f"{found['record']['identity']['model']} {folder.name}"
             draw = grid_section if found["kind"] == "grid" else adapters_section
             sections[name] = draw(found, pictures, f"{name.replace(' ', '_')}_")
         elif (folder / RECORD).is_file():
-            name = f"{read_json(folder / RECORD, _AGAIN)['identity']['model']} methods"
+            name = f"{read_record(folder)['identity']['model']} methods"
             if name in sections:
                 name = f"{name} {folder.name}"
             sections[name] = methods_section(folder, pictures, f"{name.replace(' ', '_')}_")
@@ -164,10 +176,6 @@ def _picture(pictures: Path, prefix: str, name: str, title: str) -> str:
     return f"![{title}]({pictures.name}/{prefix}{name}.png)"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Write figures and tables; the exit status."""
     parser = argparse.ArgumentParser(
@@ -178,13 +186,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=Path, default=Path("docs"), metavar="DIR", help=f"folder of {PAGE} (default: %(default)s)"
     )
     args = parser.parse_args(argv)
-    try:
+
+    def run() -> int:
         for path in report(args.folders, args.out):
             print(path)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_status(run)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import kangaroo_jax
 from bench import machine
+from bench.command import check_writable, exit_status
 from bench.report_roofline import report
 from bench.shapes import random_params
 from bench.ties import ROWS, ties
@@ -138,33 +139,34 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, print, and return the exit status."""
-    args = build_parser().parse_args(argv)
-    try:
-        check_graph(args.graph)
-        settings = Settings(
-            tuple(args.gamma), tuple(args.acceptance), tuple(args.rows), args.tokens, args.repeats, args.megabytes
-        )
-        if args.json and not args.json.parent.is_dir():
-            raise ValueError(f"--json is {args.json}, and there is no directory {args.json.parent}: make it first")
-        if args.shape:
-            dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-            params = random_params(args.shape, dtype, SHAPES[args.shape], args.exit_layer)
-        else:
-            params = kangaroo_jax.load(args.model, dtype=args.dtype, exit_layer=args.exit_layer)
-        figures = measure(params, settings, [name for name in GRAPHS if args.graph in (name, "both")])
-        print("\n".join(report(figures)))
-        if args.json:
-            with whole_file(args.json) as staged:
-                staged.write_text(json.dumps(figures, indent=1) + "\n")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; the exit status.
+
+    Raises:
+        ValueError: if something asked for cannot be measured.
+    """
+    check_graph(args.graph)
+    settings = Settings(
+        tuple(args.gamma), tuple(args.acceptance), tuple(args.rows), args.tokens, args.repeats, args.megabytes
+    )
+    check_writable("--json", args.json)
+    if args.shape:
+        dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        params = random_params(args.shape, dtype, SHAPES[args.shape], args.exit_layer)
+    else:
+        params = kangaroo_jax.load(args.model, dtype=args.dtype, exit_layer=args.exit_layer)
+    figures = measure(params, settings, [name for name in GRAPHS if args.graph in (name, "both")])
+    print("\n".join(report(figures)))
+    if args.json:
+        with whole_file(args.json) as staged:
+            staged.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; the exit status: 0, 2 on bad input, 130 if interrupted."""
+    args = build_parser().parse_args(argv)
+    return exit_status(lambda: run(args))
 
 
 if __name__ == "__main__":

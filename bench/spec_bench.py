@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from bench.command import exit_status
 from bench.methods import METHODS
 from bench.questions import JOEY_QUESTIONS
 from bench.run_bench import run
 from kangaroo_jax.store import EMBEDDED
-from kangaroo_jax.store.failures import system_error
 
 TOKENS, EMBEDDED_TOKENS = 1024, 128
 
@@ -109,21 +109,6 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     return args
 
 
-def exit_status(command: Callable[[], int]) -> int:
-    """Run a benchmark that goes on where it stopped; return its exit status, 2 on bad input, 130 if interrupted."""
-    try:
-        return command()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        reason = system_error(error) or error
-        print(f"error: {reason.strerror or reason}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 2
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit status: 0, 1 if float32 ids differed, 2 on bad input, 130 if interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -131,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         print(listing())
         return 0
-    return exit_status(lambda: run(checked(args), ["bench.spec_bench", *words]))
+    return exit_status(lambda: run(checked(args), ["bench.spec_bench", *words]), resumes=True)
 
 
 if __name__ == "__main__":

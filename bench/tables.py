@@ -25,7 +25,7 @@ def tables(record: Mapping[str, Any], results: Mapping[str, Any]) -> str:
         ),
         (
             "Compression rate by task (tokens per verify round)",
-            by_task(results, lambda found: _number(found["compression_rate"])),
+            by_task(results, lambda found: number(found["compression_rate"])),
         ),
         ("CTAR(w): share of rounds that commit more than w tokens", by_position(results, "ctar")),
         ("Acceptance by position of the drafted token", by_position(results, "acceptance_by_position")),
@@ -46,6 +46,7 @@ def overall(record: Mapping[str, Any], results: Mapping[str, Any]) -> str:
         "CR",
         "CR with prefill",
         "drafted/round",
+        "rows",
         "acceptance",
         "added parameters",
         "identical",
@@ -53,19 +54,18 @@ def overall(record: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     differing = {difference["method"] for difference in results["differences"]}
     lines = []
     for name, found in results["overall"].items():
-        interval, harness = found["speedup_interval"], found["harness_speedup"]
-        span = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
         lines.append(
             (
                 name,
                 f"{found['tokens_per_second']:.{0 if found['tokens_per_second'] >= 100 else 1}f}",
-                _times(found["speedup"]) + span,
+                with_interval(found["speedup"], found["speedup_interval"]),
                 _times(found["speedup_without_repetition"]),
-                _spread(harness),
-                _number(found["compression_rate"]),
-                _number(found["compression_rate_with_prefill"]),
-                _number(found["drafted_per_round"]),
-                _share(found["acceptance_rate"]),
+                _spread(found["harness_speedup"]),
+                number(found["compression_rate"]),
+                number(found["compression_rate_with_prefill"]),
+                number(found["drafted_per_round"]),
+                str(record["methods"][name]["rows"]),
+                share(found["acceptance_rate"]),
                 f"{record['methods'][name]['added_parameters']:,}",
                 "NO" if name in differing else "yes",
             )
@@ -86,7 +86,7 @@ def by_position(results: Mapping[str, Any], figure: str) -> str:
     """Return a line for each method that drafts, with a column for each place of a draft; "" if none does."""
     lines = {name: found[figure] for name, found in results["overall"].items() if found[figure]}
     longest = max(map(len, lines.values()), default=0)
-    cells = [(name, *map(_share, values), *[""] * (longest - len(values))) for name, values in lines.items()]
+    cells = [(name, *map(share, values), *[""] * (longest - len(values))) for name, values in lines.items()]
     return markdown(("method", *map(str, range(1, longest + 1))), cells) if lines else ""
 
 
@@ -96,7 +96,7 @@ def time_table(results: Mapping[str, Any]) -> str:
     for name, found in results["overall"].items():
         if split := found.get("seconds"):
             whole = sum(split.values())
-            lines.append((name, *(_share(split[part] / whole) if split[part] else "-" for part in PARTS)))
+            lines.append((name, *(share(split[part] / whole) if split[part] else "-" for part in PARTS)))
     return markdown(("method", *(PART_NAMES.get(part, part) for part in PARTS)), lines) if lines else ""
 
 
@@ -150,6 +150,21 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(rows[0]), rule, *map(line, rows[1:])])
 
 
+def number(value: float | None) -> str:
+    """Return a number with two digits; "-" for None."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def share(value: float | None) -> str:
+    """Return a share in per cent; "-" for None."""
+    return "-" if value is None else f"{value:.1%}"
+
+
+def with_interval(speedup: float, interval: Sequence[float] | None) -> str:
+    """Return a speedup with its interval; a single question gives none."""
+    return f"{speedup:.2f}x" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+
+
 def _settings(method: Mapping[str, Any]) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in method["settings"].items())
     return "; ".join(text for text in (method["about"], settings, method["source"]) if text)
@@ -163,11 +178,3 @@ def _spread(value: Mapping[str, float | None] | None) -> str:
     if value is None:
         return "-"
     return f"{value['mean']:.2f}x" + (f" ± {value['std']:.2f}" if value["std"] is not None else "")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"

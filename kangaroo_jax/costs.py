@@ -67,35 +67,6 @@ class Costs:
         rows = self._rows(gamma)
         return rounds * self.round[rows] + drafted * self.draft[rows]
 
-    def split(self, gamma: int, rounds: float, drafted: float) -> dict[str, float]:
-        """Return ``decode_seconds`` of Kangaroo's rounds by part: ``shallow``, ``propose``, ``deep`` and ``rest``.
-
-        Where timings of the parts alone sum to more than whole rounds take, as noise can have it, they are scaled down
-        and ``rest`` is 0.
-
-        Args:
-            gamma: largest number of tokens drafted in a round, at least 1.
-            rounds: how many rounds.
-            drafted: how many tokens they drafted in all.
-        """
-        whole = self.decode_seconds(gamma, rounds, drafted)
-        parts = {
-            "shallow": (rounds + drafted) * self.shallow,
-            "propose": drafted * self.propose,
-            "deep": rounds * self.verify[self._rows(gamma)],
-        }
-        scale = min(1.0, whole / sum(parts.values())) if rounds else 1.0
-        parts = {name: scale * seconds for name, seconds in parts.items()}
-        return parts | {"rest": max(whole - sum(parts.values()), 0.0)}
-
-    def rest_of_round(self, rows: int) -> float:
-        """Return what a round takes beyond its shallow pass and its verification; below 0 only by noise."""
-        return self.round[rows] - self.shallow - self.verify[rows]
-
-    def rest_of_draft(self, rows: int) -> float:
-        """Return what a drafted token takes beyond its shallow pass and its proposal; below 0 only by noise."""
-        return self.draft[rows] - self.shallow - self.propose
-
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON has them; rows become strings there."""
         return {

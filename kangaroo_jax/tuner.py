@@ -57,8 +57,8 @@ def tune(
         max_new_tokens: tokens to generate for each prompt, at least 2.
         max_gamma: the largest gamma to look at. A verification has rows for 7, 15, 23, ... drafted tokens.
         etas: the thresholds to look at; an adapter's own is added.
-        candidates: how many settings to measure, each of another gamma or adapter; the best of every adapter and what
-            the first adapter had come on top.
+        candidates: how many settings to measure, each of another gamma or adapter; the best of every adapter comes on
+            top, and so does what the first adapter had, unless its gamma is above ``max_gamma``.
         repeats: measured runs of each of them on each prompt.
         tick: called ``steps(...)`` times, for a progress bar.
 
@@ -73,19 +73,13 @@ def tune(
     integer("candidates", candidates, 1)
     integer("repeats", repeats, 1)
     etas = [real("etas", eta, "probability thresholds of 0 or more") for eta in etas]
-    if isinstance(adapters, str | os.PathLike):
-        raise ValueError(f"adapters is {adapters!r:.60}; pass a list of adapter directories")
-    plan(params, Options(method="plain" if len(adapters) else "kangaroo"))  # Is it a model, and is there an adapter?
-    paths: list[Path | None] = [find_adapter(Path(), adapter) for adapter in adapters] or [None]
+    paths = _paths(params, adapters)
     models = [_with_adapter(params, path, exit_layer) for path in paths]
     texts = [row["prompt"] for row in read_prompts()] if prompts is None else prompts
     ids, _ = prompt_ids(params, texts)
 
-    settings, costs = [], []
-    for index, model in enumerate(models):
-        found, cost = predict(index, model, ids, max_gamma, etas, max_new_tokens, tick)
-        settings += found
-        costs.append(cost)
+    found = [predict(index, model, ids, max_gamma, etas, max_new_tokens, tick) for index, model in enumerate(models)]
+    settings = [setting for predicted, _ in found for setting in predicted]
     first = models[0].draft
     assert first is not None
     before = (first.gamma, float(first.eta))
@@ -99,7 +93,7 @@ def tune(
         settings=tuple(sorted(settings, key=lambda setting: -setting.predicted)),
         before=before,
         adapters=tuple(paths),
-        costs=tuple(costs),
+        costs=tuple(cost for _, cost in found),
         plain_tokens_per_second=sum(len(out.token_ids) for out in plain) / sum(_seconds(out) for out in plain),
         identical=identical,
         prompts=len(ids),
@@ -113,6 +107,18 @@ def tune(
 def steps(prompts: int, adapters: int = 1, repeats: int = 3) -> int:
     """Return how often ``tune`` calls ``tick`` for so many prompts, adapters and repeats."""
     return adapters * (prompts + COST_REPEATS) + prompts * (1 + repeats)
+
+
+def _paths(params: Params, adapters: Sequence[str | os.PathLike[str]]) -> list[Path | None]:
+    """Return the directories of the adapters to compare; None is the one that the model has.
+
+    Raises:
+        ValueError: if it is no model, one has no adapter, or a directory is missing.
+    """
+    if isinstance(adapters, str | os.PathLike):
+        raise ValueError(f"adapters is {adapters!r:.60}; pass a list of adapter directories")
+    plan(params, Options(method="plain" if len(adapters) else "kangaroo"))  # Is it a model, and is there an adapter?
+    return [find_adapter(Path(), adapter) for adapter in adapters] or [None]
 
 
 def _with_adapter(params: Params, path: Path | None, exit_layer: int | None) -> Params:
@@ -135,6 +141,8 @@ def _shortlist(settings: Sequence[Setting], candidates: int, before: tuple[int, 
     """Return the settings to measure.
 
     Neighbouring eta of one gamma are often the same run, so each gamma of an adapter is there with its best eta alone.
+    ``before``, the first adapter's gamma and eta, is there too, if it is among the settings: a gamma above those looked
+    at is not.
     """
     ranked = sorted(settings, key=lambda setting: -setting.predicted)
     best: dict[Any, Setting] = {}

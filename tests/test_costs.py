@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -37,28 +36,9 @@ def test_every_part_asked_for_is_measured(measured: Costs) -> None:
     assert (measured.slots, measured.dtype, measured.repeats) == (128, "float32", 2)
 
 
-def test_the_parts_of_a_split_sum_to_the_whole(measured: Costs) -> None:
-    for costs in (KNOWN, measured):
-        split = costs.split(5, rounds=20, drafted=60)
-        assert list(split) == ["shallow", "propose", "deep", "rest"]
-        whole = costs.decode_seconds(5, 20, 60)
-        assert sum(split.values()) == pytest.approx(whole) or split["rest"] == 0
-
-
-def test_a_known_split() -> None:
-    # 10 rounds of 2 and 30 drafts of 0.25; 40 shallow passes, 30 proposals, 10 verifications of 8 rows.
-    assert KNOWN.decode_seconds(7, 10, 30) == 27.5
-    assert KNOWN.split(7, 10, 30) == pytest.approx({"shallow": 4.0, "propose": 1.5, "deep": 15.0, "rest": 7.0})
-    assert KNOWN.rest_of_round(8) == pytest.approx(0.4) and KNOWN.rest_of_draft(8) == pytest.approx(0.1)
-
-
-def test_parts_that_sum_to_more_than_the_whole_are_scaled() -> None:
-    slow = dataclasses.replace(KNOWN, verify={8: 10.0, 16: 20.0})
-    split = slow.split(7, 10, 30)
-    assert split["rest"] == 0 and sum(split.values()) == pytest.approx(27.5)
-
-
 def test_gamma_counts_by_the_rows_of_its_verification() -> None:
+    # 10 rounds of 2 and 30 drafts of 0.25.
+    assert KNOWN.decode_seconds(7, 10, 30) == 27.5
     assert KNOWN.decode_seconds(8, 10, 30) == pytest.approx(31.0)
     assert KNOWN.decode_seconds(0, 10, 0) == 10.0
     with pytest.raises(ValueError, match="gamma is 16, and rounds of at most 15 drafted tokens were measured"):

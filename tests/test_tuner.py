@@ -159,6 +159,8 @@ def test_a_gamma_is_measured_with_its_best_eta_alone() -> None:
     ]
     short = _shortlist(settings, 2, before=(1, 0.1))
     assert [(s.gamma, s.eta) for s in short] == [(3, 0.2), (2, 0.2), (1, 0.1)]
+    # A gamma that was not looked at has no prediction, and is not measured.
+    assert [(s.gamma, s.eta) for s in _shortlist(settings, 2, before=(4, 0.1))] == [(3, 0.2), (2, 0.2)]
 
 
 def test_saved_and_loaded_the_choice_is_the_default(

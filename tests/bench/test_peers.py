@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from bench import peers
+from bench import peers, transformers_peers
 
 ROWS = [
     {
@@ -53,8 +53,8 @@ def test_ratios_are_of_neighbours_with_the_same_ids():
 def test_a_converted_checkpoint_alone_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"has no weights that transformers reads .* pass --hf"):
-        peers.their_directory(str(tmp_path))
-    assert peers.their_directory("joey").name == "joey"
+        transformers_peers.their_directory(str(tmp_path))
+    assert transformers_peers.their_directory("joey").name == "joey"
 
 
 def test_missing_torch_is_named(monkeypatch, capsys):
@@ -66,6 +66,14 @@ def test_missing_torch_is_named(monkeypatch, capsys):
     )
 
 
-def test_numbers_are_checked(capsys):
-    assert peers.main(["--max-new-tokens", "0"]) == 2
-    assert "--max-new-tokens is 0; it must be at least 1" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max-new-tokens", "0"], "--max-new-tokens is 0; it must be at least 1"),
+        (["--json", "none/there.json"], "--json is none/there.json, and there is no directory none: make it first"),
+    ],
+)
+def test_what_is_typed_is_checked_before_anything_is_loaded(words, message, capsys, monkeypatch):
+    monkeypatch.setattr(peers, "measure", lambda args: pytest.fail("measured"))
+    assert peers.main(words) == 2
+    assert message in capsys.readouterr().err

@@ -188,6 +188,7 @@ def test_the_command_writes_what_it_prints(written):
         ("--acceptance 1.5", "--acceptance is 1.5; give a probability"),
         ("--tokens 1000", "--tokens is 1000; after 64 tokens joey takes at most 959"),
         ("--json none/there.json", "there is no directory none: make it first"),
+        ("--json tests", "--json is tests, and that is a directory"),
         ("--model nobody", "unknown model 'nobody'"),
     ],
 )

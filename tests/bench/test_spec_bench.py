@@ -1,13 +1,13 @@
-"""The command on a tiny model: its files, going on after a kill, what it refuses, what it says of differences."""
+"""The command on a tiny model: its files, going on after a kill, and what it does not mix."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import resource
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,18 +16,9 @@ import kangaroo_jax
 from bench import spec_bench
 from bench.answer_file import claimed
 from bench.folder import read_folder
-from bench.interleave import Protocol, order
-from bench.methods import METHODS, Method, Ready, make
-from bench.methods.kangaroo import plain
-from bench.questions import read_questions
-from bench.settings import parse_settings
+from bench.methods import Ready
 
-ROWS = [
-    {"question_id": 81, "category": "writing", "turns": ["import os", "import re"]},
-    {"question_id": 90, "category": "qa", "turns": ["def f(x):"]},
-    {"question_id": 91, "category": "qa", "turns": ["for i in"]},
-    {"question_id": 95, "category": "docstring", "turns": ['"""Return']},
-]
+Arguments = Callable[..., list[str]]
 METHOD_NAMES = ["plain", "kangaroo", "kangaroo-fixed"]  # One program for the last two.
 FILES = [
     f"spec_bench/model_answer_temp0_run_{run}/tiny-{method}.jsonl" for run in (1, 2) for method in sorted(METHOD_NAMES)
@@ -35,20 +26,7 @@ FILES = [
 
 
 @pytest.fixture(scope="module")
-def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("questions") / "question.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), "utf-8")
-    return path
-
-
-def arguments(model: Path, questions: Path, out: Path, *more: str) -> list[str]:
-    where = ["--model", str(model), "--questions", str(questions), "--out", str(out)]
-    what = ["--methods", "kangaroo-fixed,kangaroo", "--max-new-tokens", "8", "--repeats", "2", "--no-split"]
-    return [*where, *what, "--dtype", "float32", *more]
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_model: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tiny_model: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory, arguments: Arguments) -> Path:
     """A whole run; read only."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     assert spec_bench.main(arguments(tiny_model, questions, out)) == 0
@@ -92,7 +70,12 @@ def test_files_of_a_run(finished: Path, tiny: kangaroo_jax.Params, questions: Pa
 
 
 def test_a_finished_run_is_not_run_again(
-    finished: Path, tiny_model: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path,
+    tiny_model: Path,
+    questions: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: Arguments,
 ) -> None:
     out = shutil.copytree(finished, tmp_path / "copy")
     before = ids_and_names(out)
@@ -104,7 +87,7 @@ def test_a_finished_run_is_not_run_again(
 
 @pytest.mark.parametrize(("whole", "part"), [(0, 0.5), (0, 0.0), (3, 0.1), (5, 0.9), (6, 0.0)])
 def test_a_killed_run_goes_on(
-    whole: int, part: float, finished: Path, tiny_model: Path, questions: Path, tmp_path: Path
+    whole: int, part: float, finished: Path, tiny_model: Path, questions: Path, tmp_path: Path, arguments: Arguments
 ) -> None:
     """The kill came while the last question's answers were written: ``whole`` files have it, one has a part of it."""
     out = shutil.copytree(finished, tmp_path / "copy")
@@ -125,7 +108,9 @@ def test_a_killed_run_goes_on(
     assert json.loads((out / "results.json").read_text())["overall"]["plain"]["questions"] == 4
 
 
-def test_more_questions_go_on_from_fewer(finished: Path, tiny_model: Path, questions: Path, tmp_path: Path) -> None:
+def test_more_questions_go_on_from_fewer(
+    finished: Path, tiny_model: Path, questions: Path, tmp_path: Path, arguments: Arguments
+) -> None:
     out = tmp_path / "out"
     for more in (["--question-end", "1"], ["--tasks", "qa,docstring"]):
         assert spec_bench.main(arguments(tiny_model, questions, out, *more)) == 0
@@ -139,6 +124,7 @@ def test_ctrl_c_loses_no_question_that_was_answered(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    arguments: Arguments,
 ) -> None:
     out, calls, generate = tmp_path / "out", [], Ready.generate
 
@@ -158,7 +144,12 @@ def test_ctrl_c_loses_no_question_that_was_answered(
 
 
 def test_a_full_disk_is_one_line(
-    finished: Path, tiny_model: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path,
+    tiny_model: Path,
+    questions: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: Arguments,
 ) -> None:
     out = shutil.copytree(finished, tmp_path / "copy")
     for name in FILES:
@@ -180,42 +171,6 @@ def test_a_full_disk_is_one_line(
 @pytest.mark.parametrize(
     ("more", "part"),
     [
-        (["--methods", "kangaroo,speed"], "unknown method speed; choose from plain, kangaroo"),
-        (["--methods", "plain,plain"], "plain is named twice"),
-        (["--questions", "nowhere.jsonl"], "cannot read questions from nowhere.jsonl"),
-        (["--model", "nowhere"], "nowhere"),
-        (["--tasks", "rag"], "no question is of task 'rag'"),
-        (["--repeats", "0"], "--repeats is 0; it must be at least 1"),
-        (["--max-new-tokens", "0"], "--max-new-tokens is 0"),
-        (["--set", "gamma=3"], "--set gamma=3: write METHOD.NAME=VALUE"),
-        (["--set", "early-exit.gamma=3"], "early-exit is not among the methods to run"),
-        (["--set", "kangaroo.speed=3"], "kangaroo has no setting speed; it has gamma, eta"),
-        (["--methods", "early-exit", "--set", "early-exit.gamma=big"], "expected a value like 6 (int)"),
-        (["--set", "kangaroo.gamma=0"], "1 of 3 methods cannot run on"),
-    ],
-)
-def test_what_cannot_be_run_is_refused(
-    more: list[str],
-    part: str,
-    tiny_model: Path,
-    questions: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert spec_bench.main(arguments(tiny_model, questions, tmp_path / "out", *more)) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: ") and part in captured.err and not captured.out
-    assert not (tmp_path / "out" / "record.json").exists()
-
-
-def test_questions_are_needed_for_other_models_than_joey(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert spec_bench.main(["--model", str(tiny_model)]) == 2
-    assert "pass --questions FILE" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("more", "part"),
-    [
         (["--max-new-tokens", "9"], "holds answers with max_new_tokens 8, not 9; pass another --out, or begin anew"),
         (["--repeats", "3"], "with repeats 2, not 3"),
         (["--set", "kangaroo-fixed.gamma=4"], "with methods: kangaroo-fixed "),
@@ -231,6 +186,7 @@ def test_other_settings_are_not_mixed(
     questions: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    arguments: Arguments,
 ) -> None:
     out = shutil.copytree(finished, tmp_path / "copy")
     assert spec_bench.main(arguments(tiny_model, questions, out, *more)) == 2
@@ -238,7 +194,7 @@ def test_other_settings_are_not_mixed(
 
 
 def test_force_begins_anew_and_leaves_other_files_alone(
-    finished: Path, tiny_model: Path, questions: Path, tmp_path: Path
+    finished: Path, tiny_model: Path, questions: Path, tmp_path: Path, arguments: Arguments
 ) -> None:
     out = shutil.copytree(finished, tmp_path / "copy")
     (out / "notes.txt").write_text("mine")
@@ -248,101 +204,8 @@ def test_force_begins_anew_and_leaves_other_files_alone(
 
 
 def test_one_process_writes_in_a_folder(
-    finished: Path, tiny_model: Path, questions: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, tiny_model: Path, questions: Path, capsys: pytest.CaptureFixture[str], arguments: Arguments
 ) -> None:
     with claimed(finished):
         assert spec_bench.main(arguments(tiny_model, questions, finished)) == 2
     assert "another process writes answers" in capsys.readouterr().err
-
-
-def test_all_methods_that_cannot_be_made_are_named(
-    tiny_model: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bare = shutil.copytree(tiny_model, tmp_path / "tiny", ignore=shutil.ignore_patterns("adapter"))
-    asked = ["--methods", "kangaroo,kangaroo-fixed,early-exit"]
-    assert spec_bench.main(arguments(bare, questions, tmp_path / "out", *asked)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: 2 of 4 methods cannot run on") and error.count("python -m train.adapter") == 2
-    assert "kangaroo-fixed: " in error and "early-exit: " not in error
-    # Without an adapter, the parts of early-exit's rounds cannot be measured; plain's need no measurement.
-    runnable = arguments(bare, questions, tmp_path / "out", "--methods", "early-exit", "--question-end", "1")
-    assert spec_bench.main([word for word in runnable if word != "--no-split"]) == 0
-    record = json.loads((tmp_path / "out" / "record.json").read_text())
-    assert record["costs"] == {"plain": {"deep": 1.0}, "early-exit": None}
-    assert "Where the time goes" in capsys.readouterr().out
-
-
-class Wrong(Ready):
-    """Changes the third new token."""
-
-    def generate(self, *args, **kwargs) -> kangaroo_jax.Generation:
-        out = super().generate(*args, **kwargs)
-        ids = out.token_ids
-        return dataclasses.replace(out, token_ids=(*ids[:2], (ids[2] + 1) % 250, *ids[3:]))
-
-
-@pytest.mark.parametrize(("dtype", "status"), [("float32", 1), ("bfloat16", 0)])
-def test_differences_are_reported(
-    dtype: str,
-    status: int,
-    tiny_model: Path,
-    questions: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def wrong(params: kangaroo_jax.Params, settings: object) -> Ready:
-        return Wrong("wrong", params, plain(params, {}).spec)
-
-    monkeypatch.setitem(METHODS, "wrong", Method("wrong", "", "", {}, wrong))
-    more = ["--methods", "wrong", "--tasks", "qa", "--per-category", "1", "--repeats", "1", "--dtype", dtype]
-    assert spec_bench.main(arguments(tiny_model, questions, tmp_path, *more)) == status
-    captured = capsys.readouterr()
-    found = json.loads((tmp_path / "results.json").read_text())["differences"]
-    assert [(each["method"], each["question_id"], each["position"]) for each in found] == [("wrong", 90, 2)]
-    if status:
-        assert "NOT LOSSLESS: wrong differs from plain: question 90, turn 1, run 1, at new token 2" in captured.err
-    else:
-        assert "1 of 2 answers differ" in captured.err and "verify_lossless" in captured.err
-    wrong_line = next(line for line in captured.out.splitlines() if line.startswith("| wrong"))
-    assert wrong_line.endswith("NO |")
-
-
-def test_methods_take_turns(tiny: kangaroo_jax.Params, questions: Path) -> None:
-    names = ["a", "b", "c"]
-    assert [order(names, turn) for turn in range(4)] == [names, ["b", "c", "a"], ["c", "a", "b"], names]
-    ready = {name: make("plain", tiny) for name in names}
-    protocol = Protocol(tiny, ready, {name: {} for name in names}, dict.fromkeys(names, "m"), 2, 2)
-    asked = [(name, answer.run) for name, answer in protocol.ask(read_questions(questions)[1], 1)]
-    assert asked == [("b", 1), ("c", 1), ("a", 1), ("c", 2), ("a", 2), ("b", 2)]
-
-
-def test_what_does_not_fit_the_context(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, out = tmp_path / "q.jsonl", tmp_path / "out"
-    rows = [
-        {"question_id": 1, "category": "qa", "turns": ["x" * 200]},
-        {"question_id": 2, "category": "qa", "turns": ["x", "x" * 200]},
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = arguments(tiny_model, path, out, "--methods", "plain")
-    assert spec_bench.main(given) == 2
-    assert "(1 of 2 questions; --skip-long leaves them out)" in capsys.readouterr().err
-    assert spec_bench.main([*given, "--skip-long"]) == 0
-    assert "question 2: 1 of 2 turns left out" in capsys.readouterr().err
-    assert {key[2]: len(ids) for key, ids in ids_of(out).items()} == {2: 1}
-
-
-def test_settings_are_of_the_defaults_type() -> None:
-    words = ["kangaroo.eta=0", "kangaroo.gamma=4", "early-exit.eta=1", "early-exit.exit_layer=2"]
-    found = parse_settings(words, ["kangaroo", "early-exit"])
-    assert found == {"kangaroo": {"eta": 0, "gamma": 4}, "early-exit": {"eta": 1.0, "exit_layer": 2}}
-    assert type(found["early-exit"]["eta"]) is float
-
-
-def test_help_and_list(capsys: pytest.CaptureFixture[str]) -> None:
-    assert spec_bench.main(["--list"]) == 0
-    listed = capsys.readouterr().out
-    assert all(name in listed for name in METHODS) and "gamma=6" in listed
-    with pytest.raises(SystemExit) as end:
-        spec_bench.main(["--help"])
-    assert end.value.code == 0 and "--methods all" in capsys.readouterr().out
