@@ -138,6 +138,7 @@ def test_rounds_are_the_published_ones(W: int, N: int, G: int, from_text: bool) 
         for text, prompt in zip(texts, prompts, strict=True)
     ]
     drafts, learns = jax.jit(drafter.draft, static_argnums=0), jax.jit(drafter.learn, static_argnums=0)
+    accepts = jax.jit(dec.accept_tree, static_argnums=3)
     memory, accepted = drafter.allocate(spec, 2, 256, jnp.dtype(jnp.float32)), []
     for _ in range(40):
         padded = jnp.array([text + [0] * (256 - len(text)) for text in texts], jnp.int32)
@@ -154,7 +155,7 @@ def test_rounds_are_the_published_ones(W: int, N: int, G: int, from_text: bool) 
             target[b, row] = model(visible_text(tree, tokens[b], texts[b], row, b))
         for b, side in enumerate(sides):  # The n-grams of what was committed are in the pool by now.
             compare(draft.drafter, b, side, N)
-        hits, path = dec.accept_tree(draft.tokens, tree, jnp.array(target), spec.gamma)
+        hits, path = accepts(draft.tokens, tree, target, spec.gamma)
         found = dec.Verified(jnp.array(tokens), None, jnp.array(target), path, hits, length)  # type: ignore[arg-type]
         memory = learns(spec, weights, draft.drafter, found)
         for b, side in enumerate(sides):
