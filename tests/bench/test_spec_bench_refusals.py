@@ -35,7 +35,7 @@ Arguments = Callable[..., list[str]]
         (["--set", "gamma=3"], "--set gamma=3: write METHOD.NAME=VALUE"),
         (["--set", "early-exit.gamma=3"], "early-exit is not among the methods to run"),
         (["--set", "kangaroo.speed=3"], "kangaroo has no setting speed; it has gamma, eta"),
-        (["--methods", "early-exit", "--set", "early-exit.gamma=big"], "expected a value like 6 (int)"),
+        (["--methods", "prompt-lookup", "--set", "prompt-lookup.gamma=big"], "expected a value like 10 (int)"),
         (["--set", "kangaroo.gamma=0"], "1 of 3 methods cannot run on"),
     ],
 )
@@ -140,16 +140,16 @@ def test_what_does_not_fit_the_context(
 
 
 def test_settings_are_of_the_defaults_type() -> None:
-    words = ["kangaroo.eta=0", "kangaroo.gamma=4", "early-exit.eta=1", "early-exit.exit_layer=2"]
-    found = parse_settings(words, ["kangaroo", "early-exit"])
-    assert found == {"kangaroo": {"eta": 0, "gamma": 4}, "early-exit": {"eta": 1.0, "exit_layer": 2}}
-    assert type(found["early-exit"]["eta"]) is float
+    words = ["kangaroo.eta=0", "kangaroo.gamma=4", "sps.eta=1", "sps.gamma=2"]
+    found = parse_settings(words, ["kangaroo", "sps"])
+    assert found == {"kangaroo": {"eta": 0, "gamma": 4}, "sps": {"eta": 1.0, "gamma": 2}}
+    assert type(found["sps"]["eta"]) is float
 
 
 def test_help_and_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert spec_bench.main(["--list"]) == 0
     listed = capsys.readouterr().out
-    assert all(name in listed for name in METHODS) and "gamma=6" in listed
+    assert all(name in listed for name in METHODS) and "gamma=10" in listed
     with pytest.raises(SystemExit) as end:
         spec_bench.main(["--help"])
     assert end.value.code == 0 and "--methods all" in capsys.readouterr().out
