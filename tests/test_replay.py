@@ -69,6 +69,7 @@ def test_a_replay_is_a_run_of_a_random_model(tiny: kangaroo_jax.Params) -> None:
         _check(tiny, prompt, 5, 80, [(gamma, eta) for gamma in (2, 5) for eta in (0.0, 0.05, 0.1, 0.5, 2.0)])
 
 
+@pytest.mark.full
 def test_a_replay_is_a_run_of_joey() -> None:
     joey = kangaroo_jax.load("joey")
     for row in read_prompts()[:3]:

@@ -45,6 +45,7 @@ def test_a_grid_has_every_setting(grid: Path) -> None:
     assert all(row["questions"] == 2 and row["speedup"] > 0 and row["parameters"] > 0 for row in rows.values())
 
 
+@pytest.mark.full
 def test_a_grid_goes_on_where_it_stopped(
     grid: Path, tiny_model: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

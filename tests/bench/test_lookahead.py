@@ -242,6 +242,7 @@ def differences(settings: Any, prompts: list[str], new_tokens: int) -> list[str]
     return wrong
 
 
+@pytest.mark.full
 def test_joey_gives_plain_decodings_ids() -> None:
     assert differences(SMALL, [row["prompt"] for row in read_prompts()][:2], 40) == []
 

@@ -36,6 +36,7 @@ def compression(joey: kangaroo_jax.Params, name: str, count: int, new_tokens: in
     return sum(sum(one.accept_lengths) for one in stats) / sum(one.rounds for one in stats)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", SMALL)
 def test_built_in_prompts(joey: kangaroo_jax.Params, name: str) -> None:
     assert compression(joey, name, 3, 32, SMALL[name]) > 1.3

@@ -56,6 +56,7 @@ def test_ids_are_those_of_plain_decoding(
         assert ready.generate(ids, 128).token_ids == plain.generate(ids, 128).token_ids
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("name", "settings"), SETTINGS[1:3])
 def test_ids_of_one_prompt(joey: kangaroo_jax.Params, made: None, name: str, settings: dict[str, Any]) -> None:
     ids = joey.tokenizer.encode(built_in_prompts()[1])

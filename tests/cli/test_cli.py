@@ -15,7 +15,7 @@ import kangaroo_jax
 from kangaroo_jax import cli, generate
 
 EACH = pytest.mark.parametrize("command", ["", *cli.COMMANDS])
-PROMPTS = {"chat": ()}
+PROMPTS = {"chat": (), "tune": ()}
 """What each command needs on its command line; a prompt unless it stands here."""
 
 
@@ -26,7 +26,8 @@ def test_each_command_has_a_help(command: str, capsys: pytest.CaptureFixture[str
     out = capsys.readouterr().out
     assert caught.value.code == 0
     assert out.startswith(f"usage: {f'python -m kangaroo_jax {command}'.rstrip()} ")
-    assert all(option in out for option in ("--model", "--adapter", "--dtype", "--gamma", "--eta", "--max-new-tokens"))
+    found_out = ("--max-gamma", "--save") if command == "tune" else ("--gamma", "--eta")
+    assert all(option in out for option in ("--model", "--adapter", "--dtype", "--max-new-tokens", *found_out))
 
 
 def test_the_help_of_the_program_names_its_commands() -> None:

@@ -75,6 +75,7 @@ def test_fresh_heads_say_what_the_target_says(tiny_config: LlamaConfig, tiny_par
     np.testing.assert_allclose(logits, np.broadcast_to(x @ tiny_params["lm_head"]["kernel"], (3, 5, 259)), rtol=1e-4)
 
 
+@pytest.mark.full
 def test_heads_are_made_found_and_lossless(
     command: list[str], tiny: kangaroo_jax.Params, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_heads_are_made_found_and_lossless(
     assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(first, again, strict=True))
 
 
+@pytest.mark.full
 def test_a_draft_model_is_made_found_and_lossless(
     command: list[str], tiny: kangaroo_jax.Params, tmp_path: Path
 ) -> None:
