@@ -79,6 +79,6 @@ def test_a_replay_is_a_run_of_joey() -> None:
 @pytest.mark.full
 def test_a_replay_is_a_run_of_joey_whatever_the_prompt_and_rows() -> None:
     joey = kangaroo_jax.load("joey")
-    settings = [(gamma, eta) for gamma in range(1, 16) for eta in (0.0, 0.1, 0.3, 0.6, 0.9)]
-    for row in read_prompts():
+    settings = [(gamma, eta) for gamma in (1, 4, 8, 15) for eta in (0.0, 0.3, 0.9)]
+    for row in read_prompts()[:6]:
         _check(joey, row["prompt"], 15, 128, settings)
