@@ -8,8 +8,18 @@ from typing import Any
 
 from flax import struct
 
+from kangaroo_jax.kernels import pack_adapter, pack_target, packs, use_native
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
-from kangaroo_jax.store import Placement, find_adapter, load_adapter, load_target, read_config, resolve
+from kangaroo_jax.store import (
+    Placement,
+    as_dtype,
+    default_dtype,
+    find_adapter,
+    load_adapter,
+    load_target,
+    read_config,
+    resolve,
+)
 from kangaroo_jax.text import Tokenizer, find_tokenizer
 
 
@@ -32,6 +42,11 @@ class Params(struct.PyTreeNode):
     tokenizer: Tokenizer = struct.field(pytree_node=False)
     name: str = struct.field(pytree_node=False)
 
+    @property
+    def kernels(self) -> str:
+        """What multiplies: ``"native"`` kernels, or ``"xla"``."""
+        return "native" if packs(self.target) else "xla"
+
 
 def check_params(params: Any) -> None:
     """Raise ValueError if this is not what ``load`` returns."""
@@ -46,6 +61,7 @@ def load(
     exit_layer: int | None = None,
     dtype: Any = None,
     sharding: Placement = None,
+    kernels: str = "auto",
 ) -> Params:
     """Load a model and its adapter straight to devices: on the way no second copy of the model is made.
 
@@ -60,13 +76,17 @@ def load(
         sharding: where the weights go: one ``jax.sharding.Sharding`` for all, or a function of a weight's path (such as
             ``"layers_0/mlp/down_proj/kernel"`` or ``"adapter/norm/scale"``) and its ``jax.ShapeDtypeStruct`` that
             returns one; default: all to the default device.
+        kernels: ``"native"``: the weights are packed for the package's own CPU kernels, and kept in bf16 where that
+            holds them exactly; ``"xla"``: they stay arrays; default: native on a CPU where the kernels were built, and
+            no ``sharding`` is given.
 
     Raises:
-        ValueError: if the name is unknown, a file is missing or damaged, or the adapter belongs to another model
-            or another exit layer.
+        ValueError: if the name is unknown, a file is missing or damaged, the adapter belongs to another model or
+            another exit layer, or native kernels are asked for and cannot be used.
     """
     if not isinstance(name, str | os.PathLike):
         raise ValueError(f"name is {name!r:.60}; pass a model's name or directory")
+    native = use_native(kernels, as_dtype(dtype) or default_dtype(), sharding is not None)
     # The adapter goes first: what is wrong with it is said before minutes are spent on the target.
     directory = resolve(name)
     draft, adapter_params = None, None
@@ -77,4 +97,6 @@ def load(
             f"exit_layer is {exit_layer!r:.60}, but {name} has no adapter; give one: load(..., adapter=DIR)"
         )
     config, target, _ = load_target(name, dtype, sharding)
+    if native:
+        target, adapter_params = pack_target(target), adapter_params and pack_adapter(adapter_params)
     return Params(target, adapter_params, config, draft, find_tokenizer(directory), str(name))

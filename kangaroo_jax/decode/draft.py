@@ -93,9 +93,10 @@ def draft(spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Cont
     token, position = newest(state)
     batch = token.shape[0]
 
-    def shallow(token: Array, position: Array, caches: tuple[KVCache, ...]) -> tuple[Array, Any]:
+    def shallow(token: Array, position: Array, caches: tuple[KVCache, ...], active: Array) -> tuple[Array, Any]:
         x = embed(weights["target"], token)
-        return run_layers(spec.config, weights["target"], x, position, caches, 0, spec.exit_layer)
+        count = active.astype(jnp.int32)
+        return run_layers(spec.config, weights["target"], x, position, caches, 0, spec.exit_layer, count=count)
 
     def keep_drafting(carry: _Carry) -> Array:
         return carry.active.any() & (carry.step < spec.gamma)
@@ -106,7 +107,7 @@ def draft(spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Cont
         logits, memory = spec.propose(spec, weights, hidden, position + step, now.drafter)
         drafted, log_q = choose(spec, controls.sampling, logits, state.seed, state.length, DRAFT + step)
         confidence = 1.0 / jnp.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
-        hidden, caches = shallow(drafted[:, None], position + step + 1, now.caches)
+        hidden, caches = shallow(drafted[:, None], position + step + 1, now.caches, carry.active)
         after = Draft(
             tokens=jax.lax.dynamic_update_slice(now.tokens, drafted[:, None], (0, step)),
             count=now.count + carry.active,
@@ -121,7 +122,8 @@ def draft(spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Cont
         )
         return _Carry(step + 1, carry.active & (confidence >= controls.eta), after)
 
-    first, caches = shallow(token, position, state.caches[: spec.exit_layer])
+    running = state.finish == RUNNING
+    first, caches = shallow(token, position, state.caches[: spec.exit_layer], running)
     hidden = jnp.zeros((batch, spec.rows, first.shape[-1]), first.dtype)
     start = Draft(
         tokens=jnp.zeros((batch, spec.gamma), jnp.int32),
@@ -132,7 +134,7 @@ def draft(spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Cont
         caches=caches,
         drafter=state.drafter,
     )
-    carry = _Carry(jnp.zeros((), jnp.int32), state.finish == RUNNING, start)
+    carry = _Carry(jnp.zeros((), jnp.int32), running, start)
     done = jax.lax.while_loop(keep_drafting, draft_one, carry).draft
     return done.replace(drafter=_close_hole(spec, weights, done, position))
 

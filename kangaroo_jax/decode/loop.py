@@ -56,8 +56,9 @@ def plain_round(spec: DecodeSpec, weights: Weights, state: DecodeState, controls
     """One step of plain decoding: all layers on the newest token; commits one token."""
     config, target = spec.config, weights["target"]
     token, position = newest(state)
-    x, caches = run_layers(config, target, embed(target, token), position, state.caches, 0, config.num_hidden_layers)
-    scores = logits(config, target, x)[:, 0]
+    x, depth, running = embed(target, token), config.num_hidden_layers, (state.finish == RUNNING).astype(jnp.int32)
+    x, caches = run_layers(config, target, x, position, state.caches, 0, depth, count=running)
+    scores = logits(config, target, x, running)[:, 0]
     chosen, _ = choose(spec, controls.sampling, scores, state.seed, state.length, TARGET)
     state = state.replace(caches=caches)
     state, committed = commit(state, chosen[:, None], jnp.ones_like(state.length), controls.eos_token_id)

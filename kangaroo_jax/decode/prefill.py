@@ -91,10 +91,10 @@ def _run_prompt(
         at = jnp.minimum(start + done, tokens.shape[1] - chunk)
         positions = at[:, None] + jnp.arange(chunk)
         piece = jnp.take_along_axis(tokens, positions, axis=1)
-        x = embed(target, piece)
-        x, shallow = run_layers(config, target, x, positions, layers[:exit_layer], 0, exit_layer)
+        x, count = embed(target, piece), jnp.clip(length - at, 0, chunk)
+        x, shallow = run_layers(config, target, x, positions, layers[:exit_layer], 0, exit_layer, count=count)
         memory = spec.drafter.read(spec, weights, memory, Piece(piece, positions, x))
-        x, deep = run_layers(config, target, x, positions, layers[exit_layer:], exit_layer, depth)
+        x, deep = run_layers(config, target, x, positions, layers[exit_layer:], exit_layer, depth, count=count)
         row = length - 1 - at
         here = (row >= 0) & (row < chunk)
         found = jnp.take_along_axis(x, jnp.clip(row, 0, chunk - 1)[:, None, None], axis=1)

@@ -31,5 +31,9 @@ def verify(
     """
     last = spec.config.num_hidden_layers
     tree = None if draft.tree is None else draft.tree.visible
-    x, caches = run_layers(spec.config, weights["target"], draft.hidden, positions, caches, spec.exit_layer, last, tree)
-    return logits(spec.config, weights["target"], x), x, caches
+    count = draft.count + 1 if draft.tree is None else None
+    target = weights["target"]
+    x, caches = run_layers(
+        spec.config, target, draft.hidden, positions, caches, spec.exit_layer, last, tree, count
+    )
+    return logits(spec.config, target, x, count), x, caches

@@ -26,10 +26,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from kangaroo_jax.kernels import Packed, packs
 from kangaroo_jax.model.cache import KVCache
 from kangaroo_jax.model.config import LlamaConfig
 from kangaroo_jax.model.layers import MLP, Attention, Context, Linear, RMSNorm
 from kangaroo_jax.model.llama import head_kernel
+from kangaroo_jax.model.native import run_packed
 from kangaroo_jax.model.variants import AdapterConfig, AdapterKind
 
 KANGAROO = AdapterConfig()
@@ -91,10 +93,14 @@ def run_adapter(
     """
     layers = _layers(config, adapter)
     context = Context(layers, positions, None if cache is None else cache.slots)
+    if packs({name: part for name, part in params.items() if name != "lm_head"}):
+        caches = None if cache is None else (cache,)
+        x, updated = run_packed(layers, [params], x, context, caches, params["norm"]["scale"])
+        return x, updated[0] if updated else None
     return Adapter(layers, adapter.made_of).apply({"params": params}, x, context, cache)
 
 
-def draft_head(target: dict[str, Any], adapter: dict[str, Any]) -> Float[Array, "D V"]:
+def draft_head(target: dict[str, Any], adapter: dict[str, Any]) -> Float[Array, "D V"] | Packed:
     """Return the matrix that makes draft logits of ``A(h)``: the adapter's own LM head, or the target's."""
     return head_kernel(adapter if "lm_head" in adapter else target)
 

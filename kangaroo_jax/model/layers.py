@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from kangaroo_jax.kernels import Packed, product
 from kangaroo_jax.model.cache import KVCache, fold_heads, write_cache
 from kangaroo_jax.model.config import LlamaConfig
 from kangaroo_jax.model.rope import apply_rope, rope_table
@@ -14,11 +15,16 @@ from kangaroo_jax.model.rope import apply_rope, rope_table
 _KERNEL_INIT = nn.initializers.normal(0.02)
 
 
-def linear(x: Float[Array, "... I"], kernel: Float[Array, "I O"], out_dtype: jnp.dtype | None = None) -> Array:
+def linear(
+    x: Float[Array, "... I"], kernel: Float[Array, "I O"] | Packed, out_dtype: jnp.dtype | None = None
+) -> Array:
     """Multiply by a weight matrix; the one seam behind which another kernel or a quantised weight can stand.
 
-    fp32 products are asked for in full precision (GPUs would otherwise round the inputs to TF32).
+    A packed matrix is multiplied by the native kernel, an array by XLA: fp32 products in full precision (GPUs would
+    otherwise round the inputs to TF32).
     """
+    if isinstance(kernel, Packed):
+        return product(x, kernel, out_dtype)
     rows = x.reshape(-1, x.shape[-1])  # XLA:CPU computes the weight gradient of a 3-D product 5 times slower.
     if x.dtype == kernel.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
         out = _dot_bf16_cpu(rows, kernel).astype(out_dtype or x.dtype)

@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from kangaroo_jax.kernels import Packed, packs, product
 from kangaroo_jax.model.cache import KVCache
 from kangaroo_jax.model.config import LlamaConfig
 from kangaroo_jax.model.layers import Block, Context, Linear, RMSNorm, linear
+from kangaroo_jax.model.native import run_packed
 
 Params = dict[str, Any]
 Caches = tuple[KVCache, ...]
@@ -38,6 +40,7 @@ def run_layers(
     start: int,
     stop: int,
     tree: Array | None = None,
+    count: Array | None = None,
 ) -> tuple[Array, Caches]: ...
 
 
@@ -56,6 +59,7 @@ def run_layers(
     start: int,
     stop: int,
     tree: Bool[Array, "B T T"] | None = None,
+    count: Int[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B T D"], Caches | None]:
     """Run decoder layers ``[start, stop)``; the only place that walks layers.
 
@@ -68,22 +72,26 @@ def run_layers(
         start: first layer, counted from 0.
         stop: one past the last layer.
         tree: which tokens of the block each one sees, itself included; the first is the root. None: all before it.
+        count: how many tokens of each row matter, counted from the first; None is all. What becomes of the others, and
+            of their slots, is not said: native kernels leave them out, XLA computes them.
 
     Returns:
         The hidden state after layer ``stop - 1`` (``hidden_states[stop]``; no final norm), and the caches with this
         block written at its positions; a tree, to consecutive slots from the position of its root on.
     """
+    parts = [params[f"layers_{index}"] for index in range(start, stop)]
     context = Context(config, positions, caches[0].slots if caches else None, tree)
+    if packs(parts):
+        return run_packed(config, parts, x, context, caches, count=count)
     block = Block(config)
     updated = []
-    for index in range(start, stop):
-        cache = caches[index - start] if caches else None
-        x, cache = block.apply({"params": params[f"layers_{index}"]}, x, context, cache)
+    for index, part in enumerate(parts):
+        x, cache = block.apply({"params": part}, x, context, caches[index] if caches else None)
         updated.append(cache)
     return x, None if caches is None else tuple(updated)
 
 
-def head_kernel(params: Params) -> Float[Array, "D V"]:
+def head_kernel(params: Params) -> Float[Array, "D V"] | Packed:
     """Return the matrix of the LM head: its own, or the transposed embedding table."""
     return params["lm_head"]["kernel"] if "lm_head" in params else params["embed_tokens"]["embedding"].T
 
@@ -93,8 +101,16 @@ def head(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
     return linear(x, head_kernel(params), jnp.float32)
 
 
-def logits(config: LlamaConfig, params: Params, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
-    """Return the target's fp32 logits from the last layer's hidden state: final RMSNorm, then the LM head."""
+def logits(
+    config: LlamaConfig, params: Params, x: Float[Array, "... D"], count: Int[Array, " B"] | None = None
+) -> Float[Array, "... V"]:
+    """Return the target's fp32 logits from the last layer's hidden state: final RMSNorm, then the LM head.
+
+    ``count`` is as for ``run_layers``: how many positions of each row matter.
+    """
+    kernel = head_kernel(params)
+    if isinstance(kernel, Packed):
+        return product(x, kernel, jnp.float32, params["norm"]["scale"], config.rms_norm_eps, count)
     return head(params, RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x))
 
 

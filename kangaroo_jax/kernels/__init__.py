@@ -1,0 +1,26 @@
+"""Native kernels for CPUs: products of a few rows at the price of one, and whole decoder layers in one call.
+
+Optional: without the compiled library, or on another platform, everything runs on XLA. Weights decide: packed ones
+(``Packed``) are multiplied here, arrays by XLA.
+"""
+
+from __future__ import annotations
+
+from kangaroo_jax.kernels.calls import layers, product
+from kangaroo_jax.kernels.library import CHOICES, instruction_set, use_native, why_not
+from kangaroo_jax.kernels.packed import Packed, pack, pack_adapter, pack_target, packs, unpack
+
+__all__ = [
+    "CHOICES",
+    "Packed",
+    "instruction_set",
+    "layers",
+    "pack",
+    "pack_adapter",
+    "pack_target",
+    "packs",
+    "product",
+    "unpack",
+    "use_native",
+    "why_not",
+]

@@ -1,0 +1,153 @@
+"""The native kernels as functions of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from kangaroo_jax.kernels.library import ready
+from kangaroo_jax.kernels.packed import Packed
+
+
+def product(
+    x: Float[Array, "... I"],
+    kernel: Packed,
+    out_dtype: jnp.dtype | None = None,
+    scale: Float[Array, " I"] | None = None,
+    eps: float = 0.0,
+    count: Int[Array, " B"] | None = None,
+) -> Float[Array, "... O"]:
+    """Return ``x @ kernel``, or ``norm(x) @ kernel``; each row's bits are the same whatever rows are beside it.
+
+    Args:
+        x: float32 or bfloat16.
+        kernel: the packed matrix, not of pairs.
+        out_dtype: dtype of the result; default: that of x.
+        scale: scale of an RMSNorm that x goes through first.
+        eps: of that norm.
+        count: for x ``[B, T, I]``: rows of each sequence that are multiplied, counted from the first; the others are
+            zeros. Default: all.
+    """
+    assert not kernel.pairs, "a matrix of pairs is read by layers() only"
+    ready()
+    rows = x if count is not None else x.reshape(1, -1, x.shape[-1])
+    batch, tokens, depth = rows.shape
+    call = jax.ffi.ffi_call(
+        "kangaroo_product",
+        (
+            jax.ShapeDtypeStruct((batch, tokens, kernel.columns), jnp.float32),
+            jax.ShapeDtypeStruct((batch * tokens * _stride(depth),), jnp.float32),
+        ),
+    )
+    scales = () if scale is None else (scale.astype(jnp.float32),)
+    out, _ = call(rows, _counts(count, rows), kernel.blocks, *scales, eps=np.float32(eps))
+    return out.reshape(*x.shape[:-1], kernel.columns).astype(out_dtype or x.dtype)
+
+
+def layers(
+    parts: Sequence[dict[str, Any]],
+    x: Float[Array, "B T D"],
+    rope: tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]],
+    mask: Bool[Array, "B T S"],
+    start: Int[Array, " B"],
+    caches: Sequence[tuple[Array, Array]],
+    heads: int,
+    kv_heads: int,
+    eps: float,
+    norm: Float[Array, " D"] | None = None,
+    count: Int[Array, " B"] | None = None,
+) -> tuple[Float[Array, "B T D"], list[tuple[Array, Array]]]:
+    """Run decoder layers in one call, each row by the same operations whatever rows are beside it.
+
+    Args:
+        parts: packed params of each layer, ``self_attn`` and the norms, with ``mlp`` or without; all of one kind.
+        x: hidden states, float32 or bfloat16.
+        rope: cosines and sines of their positions.
+        mask: which slots each of them sees.
+        start: slot of the first token of each sequence.
+        caches: keys and values of each layer, ``[B * K, S, hd]`` or ``[S, hd]``; their memory is used for the results,
+            so that in a loop they are updated in place.
+        heads: query heads.
+        kv_heads: key/value heads.
+        eps: of the norms.
+        norm: scale of a norm after the last layer.
+        count: tokens of each sequence that are computed, counted from the first; the hidden states of the others become
+            zeros, and their slots stay as they are. Default: all.
+
+    Returns:
+        The hidden states after the last layer, and the caches with this block written to ``start`` and after.
+    """
+    ready()
+    batch, tokens, width = x.shape
+    first = parts[0]
+    attention, mlp = first["self_attn"], first.get("mlp")
+    head_width = caches[0][0].shape[-1]
+    inner = mlp["down_proj"]["kernel"].shape[0] if mlp else 0
+    flags = {
+        "input_norm": "input_layernorm" in first,
+        "qkv_bias": "bias" in attention["qkv_proj"],
+        "qk_norm": "q_norm" in attention,
+        "last_norm": norm is not None,
+    }
+
+    def wide(values: Array) -> Array:
+        return values.astype(jnp.float32)
+
+    arrays: list[Array] = [x, *(wide(table).reshape(batch, tokens, -1) for table in rope), mask, start, _counts(count, x)]
+    places = []
+    for layer, pair in zip(parts, caches, strict=True):
+        attention, mlp = layer["self_attn"], layer.get("mlp")
+        if flags["input_norm"]:
+            arrays.append(wide(layer["input_layernorm"]["scale"]))
+        arrays.append(attention["qkv_proj"]["kernel"].blocks)
+        if flags["qkv_bias"]:
+            arrays.append(wide(attention["qkv_proj"]["bias"]))
+        if flags["qk_norm"]:
+            arrays += [wide(attention["q_norm"]["scale"]), wide(attention["k_norm"]["scale"])]
+        arrays.append(attention["o_proj"]["kernel"].blocks)
+        if mlp:
+            scale = wide(layer["post_attention_layernorm"]["scale"])
+            arrays += [scale, mlp["gate_up_proj"]["kernel"].blocks, mlp["down_proj"]["kernel"].blocks]
+        places += [len(arrays), len(arrays) + 1]
+        arrays += pair
+    if norm is not None:
+        arrays.append(wide(norm))
+
+    widths = [width, width, (heads + 2 * kv_heads) * head_width, heads * head_width, *([inner] if inner else [])]
+    workspace = batch * tokens * sum(map(_stride, widths))
+    buffers = [buffer for pair in caches for buffer in pair]
+    call = jax.ffi.ffi_call(
+        "kangaroo_layers",
+        (
+            jax.ShapeDtypeStruct(x.shape, x.dtype),
+            jax.ShapeDtypeStruct((workspace,), jnp.float32),
+            *(jax.ShapeDtypeStruct(buffer.shape, buffer.dtype) for buffer in buffers),
+        ),
+        input_output_aliases={place: 2 + index for index, place in enumerate(places)},
+    )
+    out, _, *updated = call(
+        *arrays,
+        layers=np.int64(len(parts)),
+        heads=np.int64(heads),
+        kv_heads=np.int64(kv_heads),
+        head_width=np.int64(head_width),
+        inner=np.int64(inner),
+        eps=np.float32(eps),
+        **{name: bool(value) for name, value in flags.items()},
+    )
+    return out, list(zip(updated[::2], updated[1::2], strict=True))
+
+
+def _counts(count: Int[Array, " B"] | None, x: Float[Array, "B T I"]) -> Int[Array, " B"]:
+    return jnp.full(len(x), x.shape[1], jnp.int32) if count is None else count.astype(jnp.int32)
+
+
+def _stride(width: int) -> int:
+    """Return the floats of a row of the workspace; ``row_stride`` of native/ffi.cc."""
+    return -(-width // 16) * 16 + 16
+

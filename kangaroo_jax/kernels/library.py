@@ -1,0 +1,84 @@
+"""The compiled library: where it is, whether it can be used here, and its functions as XLA's FFI knows them."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+
+import jax
+
+SWITCH = "KANGAROO_KERNELS"
+CHOICES = ("auto", "xla", "native")
+_FUNCTIONS = {"kangaroo_product": "KangarooProduct", "kangaroo_layers": "KangarooLayers"}
+
+
+@functools.cache
+def library() -> ctypes.CDLL | str:
+    """Return the library, its functions known to XLA, or why there is none; in a sentence without an end."""
+    found = importlib.util.find_spec("kangaroo_jax.kernels._native")
+    if found is None or found.origin is None:
+        return "they were not built: the package was installed without a C++ compiler (pip install -v shows the reason)"
+    try:
+        opened = ctypes.CDLL(found.origin)
+        for target, function in _FUNCTIONS.items():
+            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(opened, function)), platform="cpu")
+        opened.kangaroo_kernels_isa.restype = ctypes.c_char_p
+    except (OSError, AttributeError) as error:
+        return f"{found.origin} cannot be used ({error}); install the package again"
+    return opened
+
+
+def ready() -> None:
+    """Make the functions known to XLA; the weights are packed, so that there has to be a library.
+
+    Raises:
+        RuntimeError: if there is none.
+    """
+    if isinstance(found := library(), str):
+        raise RuntimeError(f"the weights are packed for native kernels, and {found}")
+
+
+def why_not() -> str | None:
+    """Return why products are XLA's on this machine, or None where native ones can be used."""
+    if (backend := jax.default_backend()) != "cpu":
+        return f"they are for CPUs, and JAX runs on {backend}"
+    found = library()
+    return found if isinstance(found, str) else None
+
+
+def instruction_set() -> str:
+    """Return what the native kernels use here: "AVX-512", "AVX2" or "portable"; ``why_not`` must be None."""
+    found = library()
+    assert not isinstance(found, str), found
+    return found.kangaroo_kernels_isa().decode()
+
+
+def use_native(kernels: str, dtype: jax.numpy.dtype, spread: bool = False) -> bool:
+    """Return whether weights of this dtype are to be packed for the native kernels.
+
+    Args:
+        kernels: "auto", "xla" or "native". "auto" is what the environment variable ``KANGAROO_KERNELS`` says, and else
+            native kernels wherever they can be used.
+        dtype: dtype of the model.
+        spread: whether the user has said which devices the weights go to.
+
+    Raises:
+        ValueError: if it is none of the three, or "native" and that is not possible.
+    """
+    wanted = kernels
+    if kernels not in CHOICES:
+        raise ValueError(f"kernels is {kernels!r:.60}; pass one of {', '.join(CHOICES)}")
+    if kernels == "auto" and (wanted := os.environ.get(SWITCH, "auto") or "auto") not in CHOICES:
+        raise ValueError(f"{SWITCH} is {wanted!r:.60}; set it to one of {', '.join(CHOICES)}")
+    if wanted == "xla":
+        return False
+    reason = why_not()
+    if dtype not in (jax.numpy.float32, jax.numpy.bfloat16):
+        reason = f"they multiply float32 and bfloat16, and dtype is {jax.numpy.dtype(dtype).name}"
+    if spread:
+        reason = "they run on one device, and sharding says where the weights go"
+    if reason and wanted == "native":
+        raise ValueError(f"native kernels cannot be used: {reason}; pass kernels='xla', or leave it out")
+    return reason is None

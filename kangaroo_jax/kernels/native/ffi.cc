@@ -1,0 +1,514 @@
+// The calls that XLA makes: arguments checked, work divided, and nothing computed here.
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "isa.h"
+#include "team.h"
+
+namespace kangaroo {
+namespace ffi = xla::ffi;
+
+const Isa& best_isa() {
+  static const Isa& best = []() -> const Isa& {
+#if defined(__x86_64__)
+    const char* wanted = std::getenv("KANGAROO_KERNELS_ISA");
+    const std::string most = wanted ? wanted : "";
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (avx512 && most != kAvx2.name && most != kPortable.name) return kAvx512;
+    if (avx2 && most != kPortable.name) return kAvx2;
+#endif
+    return kPortable;
+  }();
+  return best;
+}
+
+namespace {
+
+int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
+ffi::Error invalid(const std::string& what) { return ffi::Error(ffi::ErrorCode::kInvalidArgument, "kernels: " + what); }
+
+std::string shape_of(const ffi::AnyBuffer& buffer) {
+  std::string text = "[";
+  for (size_t i = 0; i < buffer.dimensions().size(); ++i) {
+    text += (i ? ", " : "") + std::to_string(buffer.dimensions()[i]);
+  }
+  return text + "]";
+}
+
+// Collects the first thing that is wrong with the arguments.
+class Checks {
+ public:
+  bool ok() const { return text_.empty(); }
+  ffi::Error error() const { return invalid(text_); }
+
+  void that(bool condition, const std::string& text) {
+    if (!condition && text_.empty()) text_ = text;
+  }
+
+  // An array of one of two dtypes and of these dimensions (-1: any).
+  void array(const char* name, const ffi::AnyBuffer& buffer, std::initializer_list<int64_t> dimensions,
+             ffi::DataType type, ffi::DataType other) {
+    bool fits = buffer.dimensions().size() == dimensions.size();
+    size_t axis = 0;
+    for (int64_t size : dimensions) {
+      fits = fits && (size < 0 || buffer.dimensions()[axis] == size);
+      ++axis;
+    }
+    if (!fits) {
+      std::string expected = "[";
+      for (int64_t size : dimensions) {
+        expected += (expected.size() > 1 ? ", " : "") + (size < 0 ? std::string("any") : std::to_string(size));
+      }
+      that(false, std::string(name) + " has shape " + shape_of(buffer) + "; expected " + expected + "]");
+    }
+    that(buffer.element_type() == type || buffer.element_type() == other, std::string(name) + " has another dtype than expected");
+    const size_t width = buffer.element_count() ? buffer.size_bytes() / buffer.element_count() : 1;
+    that(reinterpret_cast<uintptr_t>(buffer.untyped_data()) % width == 0, std::string(name) + " is not aligned");
+  }
+
+  void floats(const char* name, const ffi::AnyBuffer& buffer, std::initializer_list<int64_t> dimensions) {
+    array(name, buffer, dimensions, ffi::DataType::F32, ffi::DataType::F32);
+  }
+
+  Matrix matrix(const char* name, const ffi::AnyBuffer& buffer, int64_t depth, int64_t blocks) {
+    Matrix matrix;
+    matrix.bf16 = buffer.element_type() == ffi::DataType::BF16;
+    if (matrix.bf16) {
+      array(name, buffer, {blocks, ceil_div(depth, 2), kBlock, 2}, ffi::DataType::BF16, ffi::DataType::BF16);
+    } else {
+      floats(name, buffer, {blocks, depth, kBlock});
+    }
+    matrix.data = buffer.untyped_data();
+    matrix.depth = depth;
+    if (ok()) matrix.blocks = buffer.dimensions()[0];
+    return matrix;
+  }
+
+ private:
+  std::string text_;
+};
+
+// Floats from one row of the workspace to the next. Rows a multiple of 4 KiB apart would share the same few cache lines.
+int64_t row_stride(int64_t width) { return ceil_div(width, 16) * 16 + 16; }
+
+int64_t matrix_bytes(const Matrix& matrix) { return matrix.depth * matrix.blocks * kBlock * (matrix.bf16 ? 2 : 4); }
+
+// How many threads this work is worth: one for each so many operations or bytes.
+int64_t worth(int64_t rows, int64_t bytes) { return 1 + std::max(bytes, rows * bytes / 8) / (64 << 10); }
+
+// The rows of a block of tokens that matter: the first `count` tokens of each sequence, one after the other.
+struct Rows {
+  std::vector<int64_t> place;  // sequence * tokens + token
+  std::vector<int64_t> first;  // row of a sequence's first token, and one more: all rows
+
+  Rows(const ffi::AnyBuffer& count, int64_t batch, int64_t tokens) {
+    const int32_t* counts = static_cast<const int32_t*>(count.untyped_data());
+    place.reserve(batch * tokens);
+    for (int64_t sequence = 0; sequence < batch; ++sequence) {
+      first.push_back(place.size());
+      const int64_t valid = std::min<int64_t>(std::max(counts[sequence], 0), tokens);
+      for (int64_t token = 0; token < valid; ++token) place.push_back(sequence * tokens + token);
+    }
+    first.push_back(place.size());
+  }
+
+  int64_t size() const { return place.size(); }
+};
+
+// Set the rows of `data` to zero that are not among `rows`: they must not hold what was there before.
+void clear_others(const Rows& rows, int64_t all, int64_t row_bytes, void* data) {
+  auto next = rows.place.begin();
+  for (int64_t row = 0; row < all; ++row) {
+    if (next != rows.place.end() && *next == row) {
+      ++next;
+    } else {
+      std::memset(static_cast<char*>(data) + row * row_bytes, 0, row_bytes);
+    }
+  }
+}
+
+void run_product(Team& team, const Product& product) {
+  // Single rows go four blocks at a time; few chunks are left over at the end either way.
+  const int64_t blocks = product.matrix.blocks;
+  const int64_t chunk = product.rows == 1 ? (blocks >= 32 ? 4 : 2) : (blocks >= 64 ? 2 : 1);
+  const Isa& isa = best_isa();
+  team.run(ceil_div(blocks, chunk), [&](int64_t index) {
+    isa.product(product, index * chunk, std::min((index + 1) * chunk, blocks));
+  });
+}
+
+void read_rows(const Isa& isa, const ffi::AnyBuffer& x, int64_t row, int64_t width, float* y) {
+  if (x.element_type() == ffi::DataType::BF16) {
+    isa.from_bf16(static_cast<const uint16_t*>(x.untyped_data()) + row * width, width, y);
+  } else {
+    std::memcpy(y, static_cast<const float*>(x.untyped_data()) + row * width, width * 4);
+  }
+}
+
+constexpr int64_t kRowsAtOnce = 16;  // Rows of a chunk of what is done row by row.
+
+template <class Body>
+void for_rows(Team& team, int64_t rows, Body&& body) {
+  team.run(ceil_div(rows, kRowsAtOnce), [&](int64_t chunk) {
+    const int64_t end = std::min((chunk + 1) * kRowsAtOnce, rows);
+    for (int64_t row = chunk * kRowsAtOnce; row < end; ++row) body(row);
+  });
+}
+
+}  // namespace
+
+// out = x @ matrix, or norm(x) @ matrix with a scale. args: x [B, T, depth], count [B], matrix, (scale [depth]); of each
+// sequence the first `count` rows are multiplied, the others become zeros.
+static ffi::Error ProductCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> out,
+                              ffi::Result<ffi::AnyBuffer> workspace, float eps) {
+  using ffi::DataType;
+  if (args.size() != 3 && args.size() != 4) return invalid("a product takes 3 or 4 arrays");
+  const ffi::AnyBuffer x = *args.get<ffi::AnyBuffer>(0), count = *args.get<ffi::AnyBuffer>(1);
+  Checks checks;
+  checks.array("x", x, {-1, -1, -1}, DataType::F32, DataType::BF16);
+  if (!checks.ok()) return checks.error();
+  const int64_t batch = x.dimensions()[0], tokens = x.dimensions()[1], depth = x.dimensions()[2];
+  const int64_t stride = row_stride(depth);
+  checks.array("count", count, {batch}, DataType::S32, DataType::S32);
+  const Matrix matrix = checks.matrix("the matrix", *args.get<ffi::AnyBuffer>(2), depth, -1);
+  checks.floats("the result", *out, {batch, tokens, -1});
+  checks.floats("the workspace", *workspace, {batch * tokens * stride});
+  const float* scale = nullptr;
+  if (args.size() == 4) {
+    const ffi::AnyBuffer given = *args.get<ffi::AnyBuffer>(3);
+    checks.floats("the scale", given, {depth});
+    scale = static_cast<const float*>(given.untyped_data());
+  }
+  if (!checks.ok()) return checks.error();
+  const int64_t columns = out->dimensions()[2];
+  checks.that(ceil_div(columns, kBlock) == matrix.blocks, "the result has " + std::to_string(columns) +
+              " columns, and the matrix " + std::to_string(matrix.blocks) + " blocks of 32");
+  if (!checks.ok()) return checks.error();
+
+  const Isa& isa = best_isa();
+  const Rows rows(count, batch, tokens);
+  clear_others(rows, batch * tokens, columns * 4, out->untyped_data());
+  if (rows.size() == 0 || columns == 0) return ffi::Error::Success();
+  Team team(pool, worth(rows.size(), matrix_bytes(matrix)), 2);
+  float* lines = static_cast<float*>(workspace->untyped_data());
+  for_rows(team, rows.size(), [&](int64_t row) {
+    float* values = lines + row * stride;
+    read_rows(isa, x, rows.place[row], depth, values);
+    if (scale) isa.norm(values, scale, eps, depth, values);
+  });
+  Product product;
+  product.x = lines;
+  product.stride = stride;
+  product.rows = rows.size();
+  product.matrix = matrix;
+  product.out = static_cast<float*>(out->untyped_data());
+  product.place = rows.place.data();
+  product.out_stride = product.columns = columns;
+  run_product(team, product);
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooProduct, ProductCall,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<float>("eps"));
+
+namespace {
+
+// The parts of a decoder layer; null where a model has none of the kind.
+struct Layer {
+  const float* input_norm = nullptr;
+  Matrix qkv;
+  const float* qkv_bias = nullptr;
+  const float* q_norm = nullptr;
+  const float* k_norm = nullptr;
+  Matrix o;
+  const float* post_norm = nullptr;
+  Matrix gate_up;
+  Matrix down;
+  Cache k, v;
+};
+
+// All layers of a call, on the rows of one block of tokens.
+struct Stack {
+  const Isa& isa;
+  Team& team;
+  const Rows& list;
+  int64_t batch, tokens, width, heads, kv_heads, head_width, inner, slots;
+  float eps;
+  bool round;
+  const float* cos;
+  const float* sin;
+  const uint8_t* mask;
+  const int32_t* start;
+  float *x, *normed, *qkv, *mixed, *gated;  // rows of the workspace
+
+  int64_t rows() const { return list.size(); }
+  int64_t x_stride() const { return row_stride(width); }
+  int64_t qkv_width() const { return (heads + 2 * kv_heads) * head_width; }
+  int64_t qkv_stride() const { return row_stride(qkv_width()); }
+  int64_t mixed_stride() const { return row_stride(heads * head_width); }
+  int64_t gated_stride() const { return row_stride(inner); }
+  int64_t workspace() const {
+    return batch * tokens * (2 * x_stride() + qkv_stride() + mixed_stride() + (inner ? gated_stride() : 0));
+  }
+
+  void set_workspace(float* at) {
+    x = at;
+    normed = x + rows() * x_stride();
+    qkv = normed + rows() * x_stride();
+    mixed = qkv + rows() * qkv_stride();
+    gated = mixed + rows() * mixed_stride();
+  }
+
+  Product product(const float* from, int64_t stride, const Matrix& matrix, float* to, int64_t to_stride,
+                  int64_t columns, Finish finish) const {
+    Product p;
+    p.x = from;
+    p.stride = stride;
+    p.rows = rows();
+    p.matrix = matrix;
+    p.out = to;
+    p.out_stride = to_stride;
+    p.columns = columns;
+    p.finish = finish;
+    p.round = round;
+    return p;
+  }
+
+  // x, or its norm; for the products that follow.
+  const float* normalise(const float* scale) {
+    if (!scale) return x;
+    for_rows(team, rows(), [&](int64_t row) {
+      isa.norm(x + row * x_stride(), scale, eps, width, normed + row * x_stride());
+    });
+    return normed;
+  }
+
+  // Norms and rotary positions of q and k; keys and values go to the cache.
+  void place(const Layer& layer) {
+    for_rows(team, rows(), [&](int64_t row) {
+      float* q = qkv + row * qkv_stride();
+      const int64_t place = list.place[row];
+      const float *c = cos + place * (head_width / 2), *s = sin + place * (head_width / 2);
+      for (int64_t head = 0; head < heads + kv_heads; ++head) {
+        float* values = q + head * head_width;
+        const float* scale = head < heads ? layer.q_norm : layer.k_norm;
+        if (scale) isa.norm(values, scale, eps, head_width, values);
+        isa.rotate(values, c, s, head_width);
+      }
+      const int64_t sequence = place / tokens;
+      // As lax.dynamic_update_slice does, a block that would reach beyond the cache starts earlier.
+      const int64_t first = std::min(std::max<int64_t>(start[sequence], 0), slots - tokens);
+      const int64_t slot = first + place % tokens;
+      for (int64_t head = 0; head < kv_heads; ++head) {
+        const int64_t at = ((sequence * kv_heads + head) * slots + slot) * head_width;
+        put(layer.k, at, q + (heads + head) * head_width);
+        put(layer.v, at, q + (heads + kv_heads + head) * head_width);
+      }
+    });
+  }
+
+  void put(const Cache& cache, int64_t at, const float* values) const {
+    if (cache.bf16) {
+      isa.to_bf16(values, head_width, static_cast<uint16_t*>(cache.data) + at);
+    } else {
+      std::memcpy(static_cast<float*>(cache.data) + at, values, head_width * 4);
+    }
+  }
+
+  static const void* at(const Cache& cache, int64_t index) {
+    return static_cast<const char*>(cache.data) + index * (cache.bf16 ? 2 : 4);
+  }
+
+  void attend(const Layer& layer) {
+    const int64_t group = heads / kv_heads;
+    int64_t most = 0;
+    for (int64_t sequence = 0; sequence < batch; ++sequence) {
+      most = std::max(most, list.first[sequence + 1] - list.first[sequence]);
+    }
+    const int64_t pieces = ceil_div(most * group, kQueries);
+    team.run(batch * kv_heads * pieces, [&](int64_t chunk) {
+      const int64_t piece = chunk % pieces, row = chunk / pieces, sequence = row / kv_heads, head = row % kv_heads;
+      const int64_t first = list.first[sequence], valid = list.first[sequence + 1] - first, queries = valid * group;
+      if (piece * kQueries >= queries) return;
+      static thread_local std::vector<float> scores;
+      scores.resize(kQueries * ceil_div(slots, kGroup) * kGroup);
+      Attend a;
+      a.q = qkv + first * qkv_stride() + head * group * head_width;
+      a.q_stride = qkv_stride();
+      a.out = mixed + first * mixed_stride() + head * group * head_width;
+      a.out_stride = mixed_stride();
+      a.k = at(layer.k, row * slots * head_width);
+      a.v = at(layer.v, row * slots * head_width);
+      a.bf16 = layer.k.bf16;
+      a.mask = mask + sequence * tokens * slots;
+      a.slots = slots;
+      a.limit = std::min(std::max<int64_t>(start[sequence], 0) + tokens, slots);
+      a.width = head_width;
+      a.heads = group;
+      a.scale = 1.0f / std::sqrt(static_cast<float>(head_width));
+      a.scores = scores.data();
+      isa.attend(a, piece * kQueries, std::min((piece + 1) * kQueries, queries));
+    });
+  }
+
+  void run(const Layer& layer) {
+    Product p = product(normalise(layer.input_norm), x_stride(), layer.qkv, qkv, qkv_stride(), qkv_width(), Finish::kStore);
+    p.bias = layer.qkv_bias;
+    run_product(team, p);
+    place(layer);
+    attend(layer);
+    run_product(team, product(mixed, mixed_stride(), layer.o, x, x_stride(), width, Finish::kAdd));
+    if (!inner) return;
+    const float* input = normalise(layer.post_norm);
+    run_product(team, product(input, x_stride(), layer.gate_up, gated, gated_stride(), inner, Finish::kGate));
+    run_product(team, product(gated, gated_stride(), layer.down, x, x_stride(), width, Finish::kAdd));
+  }
+};
+
+constexpr int64_t kPhases = 8;  // Of a layer, at most.
+
+}  // namespace
+
+// Decoder layers, in place in their caches. args: x [B, T, D], cos and sin [B, T, hd/2], mask [B, T, S], start [B], count [B], then of
+// each layer: (input norm), qkv, (qkv bias), (q norm, k norm), o, (post norm, gate and up, down), k, v; at last (norm).
+// results: x, the workspace, then k and v of each layer, which share their memory with the arguments.
+static ffi::Error LayersCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets results, int64_t layers,
+                             int64_t heads, int64_t kv_heads, int64_t head_width, int64_t inner, float eps,
+                             bool input_norm, bool qkv_bias, bool qk_norm, bool last_norm) {
+  using ffi::DataType;
+  const int64_t each = 4 + input_norm + qkv_bias + 2 * qk_norm + 3 * (inner > 0);
+  Checks checks;
+  checks.that(layers >= 0 && heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && head_width > 0 &&
+              head_width % 2 == 0 && inner >= 0, "impossible numbers of layers, heads or columns");
+  checks.that(static_cast<int64_t>(args.size()) == 6 + layers * each + last_norm, "wrong number of arrays");
+  checks.that(static_cast<int64_t>(results.size()) == 2 + 2 * layers, "wrong number of results");
+  if (!checks.ok()) return checks.error();
+
+  size_t next = 0;
+  auto take = [&] { return *args.get<ffi::AnyBuffer>(next++); };
+  const ffi::AnyBuffer x = take(), cos = take(), sin = take(), mask = take(), start = take(), count = take();
+  checks.array("x", x, {-1, -1, -1}, DataType::F32, DataType::BF16);
+  if (!checks.ok()) return checks.error();
+  const int64_t batch = x.dimensions()[0], tokens = x.dimensions()[1], width = x.dimensions()[2];
+  checks.floats("cos", cos, {batch, tokens, head_width / 2});
+  checks.floats("sin", sin, {batch, tokens, head_width / 2});
+  checks.array("mask", mask, {batch, tokens, -1}, DataType::PRED, DataType::PRED);
+  checks.array("start", start, {batch}, DataType::S32, DataType::S32);
+  checks.array("count", count, {batch}, DataType::S32, DataType::S32);
+  if (!checks.ok()) return checks.error();
+  const int64_t slots = mask.dimensions()[2], query_width = heads * head_width;
+  const int64_t qkv_width = (heads + 2 * kv_heads) * head_width;
+  checks.that(tokens <= slots, "a block of " + std::to_string(tokens) + " tokens does not fit " +
+              std::to_string(slots) + " slots");
+
+  std::vector<Layer> stack(layers);
+  int64_t most_bytes = 0;
+  auto scale = [&](const char* name, bool given, int64_t size) -> const float* {
+    if (!given) return nullptr;
+    const ffi::AnyBuffer buffer = take();
+    checks.floats(name, buffer, {size});
+    return static_cast<const float*>(buffer.untyped_data());
+  };
+  auto matrix = [&](const char* name, int64_t depth, int64_t blocks) {
+    const Matrix found = checks.matrix(name, take(), depth, blocks);
+    if (checks.ok()) most_bytes = std::max(most_bytes, matrix_bytes(found));
+    return found;
+  };
+  auto cache = [&](const char* name, size_t result) {
+    const ffi::AnyBuffer buffer = take(), updated = **results.get<ffi::AnyBuffer>(result);
+    const int64_t rows = batch * kv_heads;
+    if (buffer.dimensions().size() == 2 && rows == 1) {
+      checks.array(name, buffer, {slots, head_width}, DataType::F32, DataType::BF16);
+    } else {
+      checks.array(name, buffer, {rows, slots, head_width}, DataType::F32, DataType::BF16);
+    }
+    checks.that(buffer.untyped_data() == updated.untyped_data() && buffer.size_bytes() == updated.size_bytes(),
+                std::string(name) + " is not updated in place");
+    Cache found;
+    found.data = buffer.untyped_data();
+    found.bf16 = buffer.element_type() == DataType::BF16;
+    return found;
+  };
+  for (int64_t index = 0; index < layers; ++index) {
+    Layer& layer = stack[index];
+    layer.input_norm = scale("the input norm", input_norm, width);
+    layer.qkv = matrix("qkv", width, ceil_div(qkv_width, kBlock));
+    layer.qkv_bias = scale("the bias of qkv", qkv_bias, qkv_width);
+    layer.q_norm = scale("the norm of q", qk_norm, head_width);
+    layer.k_norm = scale("the norm of k", qk_norm, head_width);
+    layer.o = matrix("o", query_width, ceil_div(width, kBlock));
+    if (inner) {
+      layer.post_norm = scale("the norm before the MLP", true, width);
+      layer.gate_up = matrix("gate and up", width, ceil_div(inner, kPair));
+      layer.down = matrix("down", inner, ceil_div(width, kBlock));
+    }
+    layer.k = cache("the cache of keys", 2 + 2 * index);
+    layer.v = cache("the cache of values", 3 + 2 * index);
+    checks.that(layer.k.bf16 == layer.v.bf16, "keys and values have different dtypes");
+    if (!checks.ok()) return checks.error();
+  }
+  const float* norm = scale("the last norm", last_norm, width);
+  const ffi::AnyBuffer out = **results.get<ffi::AnyBuffer>(0), workspace = **results.get<ffi::AnyBuffer>(1);
+  checks.array("the result", out, {batch, tokens, width}, x.element_type(), x.element_type());
+  if (!checks.ok()) return checks.error();
+  const Rows rows(count, batch, tokens);
+  // Attention reads keys and values once for a few queries.
+  const int64_t attention = rows.size() * heads * slots * head_width * 2;
+  Team team(pool, std::max(worth(rows.size(), most_bytes), worth(1, attention)), kPhases * layers + 2);
+  Stack s{best_isa(), team, rows, batch, tokens, width, heads, kv_heads, head_width, inner, slots, eps,
+          x.element_type() == DataType::BF16, static_cast<const float*>(cos.untyped_data()),
+          static_cast<const float*>(sin.untyped_data()), static_cast<const uint8_t*>(mask.untyped_data()),
+          static_cast<const int32_t*>(start.untyped_data()), nullptr, nullptr, nullptr, nullptr, nullptr};
+  checks.floats("the workspace", workspace, {s.workspace()});
+  if (!checks.ok()) return checks.error();
+  clear_others(rows, batch * tokens, width * (s.round ? 2 : 4), out.untyped_data());
+  if (rows.size() == 0) return ffi::Error::Success();
+  s.set_workspace(static_cast<float*>(workspace.untyped_data()));
+
+  for_rows(team, rows.size(), [&](int64_t row) { read_rows(s.isa, x, rows.place[row], width, s.x + row * s.x_stride()); });
+  for (const Layer& layer : stack) s.run(layer);
+  for_rows(team, rows.size(), [&](int64_t row) {
+    float* values = s.x + row * s.x_stride();
+    const int64_t place = rows.place[row] * width;
+    if (norm) s.isa.norm(values, norm, eps, width, values);
+    if (s.round) {
+      s.isa.to_bf16(values, width, static_cast<uint16_t*>(out.untyped_data()) + place);
+    } else {
+      std::memcpy(static_cast<float*>(out.untyped_data()) + place, values, width * 4);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooLayers, LayersCall,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attr<int64_t>("layers")
+                                  .Attr<int64_t>("heads")
+                                  .Attr<int64_t>("kv_heads")
+                                  .Attr<int64_t>("head_width")
+                                  .Attr<int64_t>("inner")
+                                  .Attr<float>("eps")
+                                  .Attr<bool>("input_norm")
+                                  .Attr<bool>("qkv_bias")
+                                  .Attr<bool>("qk_norm")
+                                  .Attr<bool>("last_norm"));
+
+}  // namespace kangaroo
+
+extern "C" __attribute__((visibility("default"))) const char* kangaroo_kernels_isa() { return kangaroo::best_isa().name; }

@@ -1,0 +1,91 @@
+// What is computed by code that exists once for each instruction set, and the views that it works on.
+//
+// Every function computes a row by the same operations in the same order, however many rows there are. That is what
+// makes a verification of several tokens equal to as many single steps, bit by bit.
+#pragma once
+
+#include <cstdint>
+
+namespace kangaroo {
+
+constexpr int64_t kBlock = 32;  // Columns of a packed block.
+constexpr int64_t kPair = kBlock / 2;  // Of a block of pairs: so many gates, then as many ups.
+
+// A packed matrix, missing columns zero: [blocks][depth][kBlock] in fp32, [blocks][ceil(depth / 2)][kBlock][2] in bf16.
+// So two bf16 weights of a column lie in one 32-bit lane, and are widened by a shift and a mask.
+struct Matrix {
+  const void* data = nullptr;
+  bool bf16 = false;
+  int64_t depth = 0;
+  int64_t blocks = 0;
+};
+
+// Keys or values of one attention layer: [row][slot][width].
+struct Cache {
+  void* data = nullptr;
+  bool bf16 = false;
+};
+
+enum class Finish {
+  kStore,  // out = product (+ bias)
+  kAdd,    // out += product, rounded to bf16 if `round`
+  kGate,   // out = silu(gate) * up; blocks are pairs, `columns` counts the pairs
+};
+
+struct Product {
+  const float* x = nullptr;  // [rows][stride], `depth` of them used
+  int64_t stride = 0;
+  int64_t rows = 0;
+  Matrix matrix;
+  float* out = nullptr;  // row r goes to out + place[r] * out_stride, or out + r * out_stride
+  int64_t out_stride = 0;
+  const int64_t* place = nullptr;
+  int64_t columns = 0;
+  const float* bias = nullptr;
+  Finish finish = Finish::kStore;
+  bool round = false;
+};
+
+struct Attend {
+  const float* q = nullptr;  // [token][q_stride], heads in a row, rotated
+  int64_t q_stride = 0;
+  float* out = nullptr;  // [token][out_stride]
+  int64_t out_stride = 0;
+  const void* k = nullptr;  // of the sequence and key/value head: [slots][width]
+  const void* v = nullptr;
+  bool bf16 = false;
+  const uint8_t* mask = nullptr;  // of the sequence: [token][slots], 1 is visible
+  int64_t slots = 0;
+  int64_t limit = 0;  // No slot from here on is visible.
+  int64_t width = 0;
+  int64_t heads = 0;  // query heads of this key/value head
+  float scale = 0;
+  float* scores = nullptr;  // [kQueries][slots rounded up to kGroup], this chunk's own
+};
+
+constexpr int64_t kQueries = 4;  // Queries of one key/value head that are computed together.
+constexpr int64_t kGroup = 16;   // Slots are looked at in groups of so many, counted from slot 0.
+
+struct Isa {
+  const char* name;
+  // Columns of the blocks [begin, end).
+  void (*product)(const Product&, int64_t begin, int64_t end);
+  // y = x / sqrt(mean(x^2) + eps) * scale
+  void (*norm)(const float* x, const float* scale, float eps, int64_t width, float* y);
+  // Rotate pairs (x[i], x[i + width/2]) in place.
+  void (*rotate)(float* x, const float* cos, const float* sin, int64_t width);
+  // Queries [begin, end), at most kQueries; query number = token * heads + head.
+  void (*attend)(const Attend&, int64_t begin, int64_t end);
+  void (*to_bf16)(const float* x, int64_t count, uint16_t* y);
+  void (*from_bf16)(const uint16_t* x, int64_t count, float* y);
+};
+
+extern const Isa kPortable;
+#if defined(__x86_64__)
+extern const Isa kAvx2;
+extern const Isa kAvx512;
+#endif
+
+const Isa& best_isa();
+
+}  // namespace kangaroo

@@ -1,0 +1,13 @@
+// The functions of isa.h for any processor: SSE2, NEON, or what the compiler is told to use.
+#include "isa.h"
+#define ISA portable
+#define LANES 4
+#define ROW_TILE 6
+#define WIDE 16
+#define AHEAD 16
+#include "compute.inc"
+
+namespace kangaroo {
+const Isa kPortable = {"portable", portable::product, portable::norm, portable::rotate, portable::attend, portable::to_bf16,
+                      portable::from_bf16};
+}  // namespace kangaroo

@@ -1,0 +1,136 @@
+"""Weights in the order in which the native kernels read them: packed once, when they are placed."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+BLOCK = 32
+"""Columns of a block; ``kBlock`` of native/isa.h."""
+
+
+class Packed(struct.PyTreeNode):
+    """A weight matrix ``[I, O]`` as blocks of 32 columns, one after the other; what is missing is zeros.
+
+    Attributes:
+        blocks: float32 ``[ceil(O / 32), I, 32]``, or bfloat16 ``[ceil(O / 32), ceil(I / 2), 32, 2]``: two rows in turn.
+            A block of pairs has 16 columns of the left half, then 16 of the right one, and there are ceil(O / 2 / 16).
+        depth: I.
+        columns: O.
+        pairs: whether the left and right halves of the matrix are interleaved: gates and ups of an MLP.
+    """
+
+    blocks: Float[Array, "N ..."]
+    depth: int = struct.field(pytree_node=False)
+    columns: int = struct.field(pytree_node=False)
+    pairs: bool = struct.field(pytree_node=False, default=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the matrix, ``(I, O)``."""
+        return self.depth, self.columns
+
+    @property
+    def size(self) -> int:
+        """Weights of the matrix, without padding."""
+        return self.depth * self.columns
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """What the weights are stored in; arithmetic is fp32."""
+        return self.blocks.dtype
+
+
+def pack(kernel: Float[Array, "I O"], pairs: bool = False, storage: Any = None) -> Packed:
+    """Pack a weight matrix.
+
+    Args:
+        kernel: float32 or bfloat16.
+        pairs: as in ``Packed``; O is even.
+        storage: dtype to store; default: bfloat16 where that holds every weight exactly, as it does those of
+            checkpoints published in bf16, else the matrix' own.
+    """
+    storage = storage or (jnp.bfloat16 if _fits_bf16(kernel) else kernel.dtype)
+    return Packed(_arrange(kernel, pairs, jnp.dtype(storage)), *kernel.shape, pairs)
+
+
+def unpack(packed: Packed) -> Float[Array, "I O"]:
+    """Return the matrix that was packed, in the dtype it is stored in."""
+    blocks, depth = packed.blocks, packed.depth
+    if blocks.ndim == 4:
+        blocks = blocks.transpose(0, 1, 3, 2).reshape(len(blocks), -1, BLOCK)[:, :depth]
+    halves = 1 + packed.pairs
+    parts = blocks.reshape(-1, depth, halves, BLOCK // halves).transpose(1, 2, 0, 3).reshape(depth, halves, -1)
+    return parts[:, :, : packed.columns // halves].reshape(depth, -1)
+
+
+@jax.jit
+def _fits(kernel: Float[Array, "I O"]) -> Array:
+    # As bits: a subnormal counts, though a CPU would compare it as zero.
+    return (jax.lax.bitcast_convert_type(kernel, jnp.uint32) & 0xFFFF == 0).all()
+
+
+def _fits_bf16(kernel: Float[Array, "I O"]) -> bool:
+    return kernel.dtype == jnp.bfloat16 or bool(_fits(kernel))
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _arrange(kernel: Float[Array, "I O"], pairs: bool, storage: jnp.dtype) -> Float[Array, "N ..."]:
+    depth = kernel.shape[0]
+    halves = kernel.astype(storage).reshape(depth, 1 + pairs, -1)
+    width = BLOCK // (1 + pairs)
+    halves = jnp.pad(halves, ((0, 0), (0, 0), (0, -halves.shape[2] % width)))
+    blocks = halves.reshape(depth, 1 + pairs, -1, width).transpose(2, 0, 1, 3).reshape(-1, depth, BLOCK)
+    if storage != jnp.bfloat16:
+        return blocks
+    blocks = jnp.pad(blocks, ((0, 0), (0, depth % 2), (0, 0)))
+    return blocks.reshape(len(blocks), -1, 2, BLOCK).transpose(0, 1, 3, 2)
+
+
+def packs(tree: Any) -> bool:
+    """Return whether there are packed weights in a tree."""
+    return any(isinstance(leaf, Packed) for leaf in jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Packed)))
+
+
+def pack_layer(layer: dict[str, Any], storage: Any = None) -> dict[str, Any]:
+    """Return a decoder layer, or the part of it that an adapter has, with its matrices packed."""
+    packed = dict(layer)
+    for part in ("self_attn", "mlp"):
+        if part in layer:
+            packed[part] = {
+                name: {**module, "kernel": pack(module["kernel"], name == "gate_up_proj", storage)}
+                if "kernel" in module
+                else module
+                for name, module in layer[part].items()
+            }
+    return packed
+
+
+def pack_target(params: dict[str, Any], storage: Any = None) -> dict[str, Any]:
+    """Return a target's params with all matrices packed that a product reads.
+
+    Layer by layer, ``params`` gives its arrays away: a model is never held twice. The embedding table stays as it is,
+    since tokens look up its rows; where it is the LM head too, the packed head is a second copy of it.
+    """
+    packed = {}
+    if "lm_head" in params:
+        packed["lm_head"] = {"kernel": pack(params.pop("lm_head")["kernel"], storage=storage)}
+    else:
+        packed["lm_head"] = {"kernel": pack(params["embed_tokens"]["embedding"].T, storage=storage)}
+    for name in list(params):
+        part = params.pop(name)
+        packed[name] = pack_layer(part, storage) if name.startswith("layers_") else part
+    return packed
+
+
+def pack_adapter(params: dict[str, Any], storage: Any = None) -> dict[str, Any]:
+    """Return an adapter's params packed; kinds without attention are left to XLA."""
+    packed = pack_layer(params, storage) if "self_attn" in params else dict(params)
+    if "lm_head" in params:
+        packed["lm_head"] = {"kernel": pack(params["lm_head"]["kernel"], storage=storage)}
+    return packed

@@ -1,0 +1,58 @@
+"""Decoder layers with packed weights: the same values as ``Block``'s, computed by the native kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from kangaroo_jax import kernels
+from kangaroo_jax.model.cache import KVCache, init_cache
+from kangaroo_jax.model.config import LlamaConfig
+from kangaroo_jax.model.layers import Context
+
+
+def run_packed(
+    config: LlamaConfig,
+    parts: Sequence[dict[str, Any]],
+    x: Float[Array, "B T D"],
+    context: Context,
+    caches: Sequence[KVCache] | None,
+    norm: Float[Array, " D"] | None = None,
+    count: Int[Array, " B"] | None = None,
+) -> tuple[Float[Array, "B T D"], tuple[KVCache, ...] | None]:
+    """Run layers in one call of the native kernels.
+
+    Args:
+        config: shape of the layers.
+        parts: packed params of each.
+        x: hidden states.
+        context: as for ``Block``.
+        caches: one of each layer, or None to attend within the block only.
+        norm: scale of a norm after the last layer.
+        count: as for ``run_layers``.
+
+    Returns:
+        The hidden states, and the caches with this block written into them, if there are any.
+    """
+    batch, tokens = x.shape[:2]
+    start, held = context.start, caches
+    if held is None:
+        held = init_cache(config, batch, tokens, x.dtype, len(parts))
+        start = jnp.zeros_like(start)
+    x, updated = kernels.layers(
+        parts,
+        x,
+        context.rope,
+        context.mask,
+        start,
+        [(cache.k, cache.v) for cache in held],
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.rms_norm_eps,
+        norm,
+        count,
+    )
+    return x, None if caches is None else tuple(KVCache(k, v) for k, v in updated)
