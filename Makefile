@@ -62,12 +62,13 @@ clean:  ## remove caches and build outputs (not .venv, not runs)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is older than pyproject.toml when the dependencies may have changed. pip is the last thing that
+# The stamp is older than these files when dependencies or kernels may have changed. pip is the last thing that
 # `venv` puts into a new environment: without it, an interrupted set-up is made again.
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml setup.py $(wildcard kangaroo_jax/kernels/native/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "$(PYTHON) is missing or older than 3.11; name another: make PYTHON=python3.12"; exit 1; }
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	@echo "Installing kangaroo_jax and its tools into $(VENV); the first time takes a minute or two."
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(RUN) -m kangaroo_jax.kernels
 	@touch $(INSTALLED)

@@ -22,7 +22,9 @@ class OptionalBuild(build_ext):
             super().build_extension(ext)
         except Exception as error:
             reason = " ".join(str(error).split())
-            print(f"kangaroo_jax: installed without native CPU kernels, XLA multiplies ({reason:.200})", file=sys.stderr)
+            print(
+                f"kangaroo_jax: installed without native CPU kernels, XLA multiplies ({reason:.200})", file=sys.stderr
+            )
 
 
 setup(

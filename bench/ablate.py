@@ -28,7 +28,8 @@ from bench.questions import JOEY_QUESTIONS, read_questions, select
 from bench.record import new_record
 from bench.run_bench import fitting, measure, now
 from bench.tables import number
-from kangaroo_jax.store import EMBEDDED, load_adapter
+from kangaroo_jax.params import with_adapter
+from kangaroo_jax.store import EMBEDDED
 from kangaroo_jax.store.files import write_json
 
 ABLATION = "ablation.json"
@@ -57,19 +58,6 @@ def variants(params: kangaroo_jax.Params, args: argparse.Namespace) -> Iterator[
                 raise ValueError(f"{directory} is a second adapter {name}; give each exit layer and kind once")
             found[name] = ready
         yield "adapters", {PLAIN: plain, **found}
-
-
-def with_adapter(params: kangaroo_jax.Params, directory: Path) -> kangaroo_jax.Params:
-    """Return a model with another adapter; its weights are shared.
-
-    Raises:
-        ValueError: if there is no such adapter, or it is for another target.
-    """
-    if not directory.is_dir():
-        raise ValueError(f"no adapter directory {directory}; train one: python -m train.adapter")
-    dtype = params.target["embed_tokens"]["embedding"].dtype
-    draft, adapter = load_adapter(directory, params.config, dtype)
-    return params.replace(draft=draft, adapter=adapter)
 
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> int:

@@ -45,6 +45,7 @@ def new_record(
         "identity": {
             "model": name,
             "dtype": params.target["embed_tokens"]["embedding"].dtype.name,
+            "kernels": params.kernels,
             "weights": digest((params.target, params.adapter)),
             "device": jax.local_devices()[0].device_kind,
             "versions": versions(),

@@ -41,6 +41,7 @@ class Costs:
         dtype: dtype of weights and caches.
         device: what it was measured on, as JAX names it.
         repeats: timings behind each median.
+        kernels: what multiplied, as ``Params.kernels`` says it.
     """
 
     plain: float
@@ -53,6 +54,7 @@ class Costs:
     dtype: str
     device: str
     repeats: int
+    kernels: str = "xla"
 
     def decode_seconds(self, gamma: int, rounds: float, drafted: float) -> float:
         """Return what rounds of at most ``gamma`` drafted tokens take together; gamma 0 is plain decoding.
@@ -96,67 +98,110 @@ def measure_costs(
     tick: Callable[[], Any] = lambda: None,
     extra: Mapping[str, str] | None = None,
 ) -> Costs:
-    """Measure what the parts of decoding take, compilation and prefill apart.
-
-    All parts are timed in turn, ``repeats`` times. Each timing is divided by that of a plain step of the same turn; the
-    medians of these ratios, times the median plain step, are the costs: load that comes and goes falls on both.
+    """Measure what the parts of decoding take, compilation and prefill apart; see ``CostTimers``.
 
     Args:
-        params: from ``load``, or anything of the same form: of any shape and dtype, also with random weights.
-        gammas: the gammas that ``Costs.decode_seconds`` shall answer for; what matters of them is the rows.
-        rows: further numbers of rows to time a verification with.
-        prompt: token ids the rounds go on from; default: 64 drawn at random.
-        slots: cache slots; default: as many as a generation of 128 tokens after the prompt has.
+        params: as for ``CostTimers``, and so are gammas, rows, prompt, slots and extra.
+        gammas: the gammas to answer for.
+        rows: further numbers of rows.
+        prompt: what the rounds go on from.
+        slots: cache slots.
         repeats: timings of each part.
         tick: called after every turn.
-        extra: XLA options beside the usual ones, such as ``compiled.ONE_GRAPH``.
+        extra: XLA options.
 
     Raises:
         ValueError: if there is no adapter, an argument is out of range, or the memory does not hold the caches.
     """
     integer("repeats", repeats, 1)
-    most = max((integer("gammas", gamma, 1) for gamma in gammas), default=0)
-    if not most:
-        raise ValueError("gammas is empty; pass at least one")
-    config = params.config
-    if prompt is None:
-        length = max(min(PROMPT, config.max_position_embeddings // 2), 1)
-        prompt = np.random.default_rng(0).integers(0, config.vocab_size, length).tolist()
-    classes = sorted({rounds_plan(params, gamma).spec.rows for gamma in gammas})
-    if slots is None:
-        longest = min(len(prompt) + NEW_TOKENS, config.max_position_embeddings)
-        slots = dec.cache_slots(rounds_plan(params, most).spec, longest)
-    integer("slots", slots, len(prompt) + 2 * max([*classes, *rows]))
-    widths = sorted({*classes, *(integer("rows", number, 1) for number in rows)})
-
-    timers: dict[Any, Callable[[], float]] = {"plain": round_timer(params, 0, 0.0, prompt, slots, extra)}
-    for count in classes:
-        timers[count, "one"] = round_timer(params, count - 1, 2.0, prompt, slots, extra)
-        timers[count, "all"] = round_timer(params, count - 1, 0.0, prompt, slots, extra)
-    timers |= part_timers(params, prompt, slots, widths, extra)
-    turns = []
+    timers = CostTimers(params, gammas=gammas, rows=rows, prompt=prompt, slots=slots, extra=extra)
     for _ in range(repeats):
-        turns.append({name: timer() for name, timer in timers.items()})
+        timers.turn()
         tick()
+    return timers.costs()
 
-    plain = statistics.median(turn["plain"] for turn in turns)
-    for turn in turns:
-        for count in classes:  # One round drafts 1 token, the other count - 1.
-            turn[count, "draft"] = (turn[count, "all"] - turn[count, "one"]) / (count - 2)
-            turn[count, "round"] = turn[count, "one"] - turn[count, "draft"]
 
-    def cost(name: Any) -> float:
-        return plain * statistics.median(turn[name] / turn["plain"] for turn in turns)
+class CostTimers:
+    """Timers of the parts of decoding; all of them run once in a turn.
 
-    return Costs(
-        plain=plain,
-        shallow=cost("shallow"),
-        propose=cost("propose"),
-        verify={width: cost(("verify", width)) for width in widths},
-        round={count: cost((count, "round")) for count in classes},
-        draft={count: cost((count, "draft")) for count in classes},
-        slots=slots,
-        dtype=str(params.target["embed_tokens"]["embedding"].dtype),
-        device=jax.local_devices()[0].device_kind,
-        repeats=repeats,
-    )
+    Each timing is divided by that of a plain step of the same turn; the medians of these ratios, times the median plain
+    step, are the costs: load that comes and goes falls on both.
+
+    Attributes:
+        slots: cache slots of all parts.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        *,
+        gammas: Sequence[int] = (7,),
+        rows: Sequence[int] = (),
+        prompt: Sequence[int] | None = None,
+        slots: int | None = None,
+        extra: Mapping[str, str] | None = None,
+    ) -> None:
+        """Compile the parts and run each once.
+
+        Args:
+            params: from ``load``, or anything of the same form: of any shape and dtype, also with random weights.
+            gammas: the gammas that ``Costs.decode_seconds`` shall answer for; what matters of them is the rows.
+            rows: further numbers of rows to time a verification with.
+            prompt: token ids the rounds go on from; default: 64 drawn at random.
+            slots: cache slots; default: as many as a generation of 128 tokens after the prompt has.
+            extra: XLA options beside the usual ones, such as ``compiled.ONE_GRAPH``.
+
+        Raises:
+            ValueError: if there is no adapter, an argument is out of range, or the memory does not hold the caches.
+        """
+        most = max((integer("gammas", gamma, 1) for gamma in gammas), default=0)
+        if not most:
+            raise ValueError("gammas is empty; pass at least one")
+        config = params.config
+        if prompt is None:
+            length = max(min(PROMPT, config.max_position_embeddings // 2), 1)
+            prompt = np.random.default_rng(0).integers(0, config.vocab_size, length).tolist()
+        classes = sorted({rounds_plan(params, gamma).spec.rows for gamma in gammas})
+        if slots is None:
+            longest = min(len(prompt) + NEW_TOKENS, config.max_position_embeddings)
+            slots = dec.cache_slots(rounds_plan(params, most).spec, longest)
+        integer("slots", slots, len(prompt) + 2 * max([*classes, *rows]))
+        widths = sorted({*classes, *(integer("rows", number, 1) for number in rows)})
+
+        self._timers: dict[Any, Callable[[], float]] = {"plain": round_timer(params, 0, 0.0, prompt, slots, extra)}
+        for count in classes:
+            self._timers[count, "one"] = round_timer(params, count - 1, 2.0, prompt, slots, extra)
+            self._timers[count, "all"] = round_timer(params, count - 1, 0.0, prompt, slots, extra)
+        self._timers |= part_timers(params, prompt, slots, widths, extra)
+        self._params, self.slots, self._classes, self._widths = params, slots, classes, widths
+        self._turns: list[dict[Any, float]] = []
+
+    def turn(self) -> None:
+        """Time every part once."""
+        self._turns.append({name: timer() for name, timer in self._timers.items()})
+
+    def costs(self) -> Costs:
+        """Return what the turns so far, at least one, have shown."""
+        turns = [dict(turn) for turn in self._turns]
+        plain = statistics.median(turn["plain"] for turn in turns)
+        for turn in turns:
+            for count in self._classes:  # One round drafts 1 token, the other count - 1.
+                turn[count, "draft"] = (turn[count, "all"] - turn[count, "one"]) / (count - 2)
+                turn[count, "round"] = turn[count, "one"] - turn[count, "draft"]
+
+        def cost(name: Any) -> float:
+            return plain * statistics.median(turn[name] / turn["plain"] for turn in turns)
+
+        return Costs(
+            plain=plain,
+            shallow=cost("shallow"),
+            propose=cost("propose"),
+            verify={width: cost(("verify", width)) for width in self._widths},
+            round={count: cost((count, "round")) for count in self._classes},
+            draft={count: cost((count, "draft")) for count in self._classes},
+            slots=self.slots,
+            dtype=str(self._params.target["embed_tokens"]["embedding"].dtype),
+            device=jax.local_devices()[0].device_kind,
+            repeats=len(turns),
+            kernels=self._params.kernels,
+        )

@@ -8,7 +8,7 @@ from typing import Any
 
 from flax import struct
 
-from kangaroo_jax.kernels import pack_adapter, pack_target, packs, use_native
+from kangaroo_jax.kernels import pack_adapter, pack_leaf, pack_target, packs, use_native
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
 from kangaroo_jax.store import (
     Placement,
@@ -96,7 +96,25 @@ def load(
         raise ValueError(
             f"exit_layer is {exit_layer!r:.60}, but {name} has no adapter; give one: load(..., adapter=DIR)"
         )
-    config, target, _ = load_target(name, dtype, sharding)
+    config, target, _ = load_target(name, dtype, sharding, pack_leaf if native else None)
     if native:
         target, adapter_params = pack_target(target), adapter_params and pack_adapter(adapter_params)
     return Params(target, adapter_params, config, draft, find_tokenizer(directory), str(name))
+
+
+def with_adapter(params: Params, directory: str | Path, exit_layer: int | None = None) -> Params:
+    """Return a model with another adapter, in the target's dtype and for the same kernels; the target is shared.
+
+    Args:
+        params: from ``load``.
+        directory: the adapter's.
+        exit_layer: as for ``load``.
+
+    Raises:
+        ValueError: if there is no adapter there, or it belongs to another model or another exit layer.
+    """
+    path = find_adapter(Path(), directory)
+    assert path is not None
+    dtype = params.target["embed_tokens"]["embedding"].dtype.name
+    draft, adapter = load_adapter(path, params.config, dtype, exit_layer)
+    return params.replace(draft=draft, adapter=pack_adapter(adapter) if params.kernels == "native" else adapter)

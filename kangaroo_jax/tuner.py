@@ -14,11 +14,11 @@ from kangaroo_jax.api import generate
 from kangaroo_jax.checks import integer, real
 from kangaroo_jax.compare import read_prompts
 from kangaroo_jax.options import Options, plan
-from kangaroo_jax.params import Params
+from kangaroo_jax.params import Params, with_adapter
 from kangaroo_jax.predict import COST_REPEATS, predict
 from kangaroo_jax.prompts import prompt_ids
 from kangaroo_jax.results import Generation
-from kangaroo_jax.store import find_adapter, load_adapter
+from kangaroo_jax.store import find_adapter
 from kangaroo_jax.tuning import Setting, Tuning
 
 ETAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -74,7 +74,7 @@ def tune(
     integer("repeats", repeats, 1)
     etas = [real("etas", eta, "probability thresholds of 0 or more") for eta in etas]
     paths = _paths(params, adapters)
-    models = [_with_adapter(params, path, exit_layer) for path in paths]
+    models = [params if path is None else with_adapter(params, path, exit_layer) for path in paths]
     texts = [row["prompt"] for row in read_prompts()] if prompts is None else prompts
     ids, _ = prompt_ids(params, texts)
 
@@ -119,15 +119,6 @@ def _paths(params: Params, adapters: Sequence[str | os.PathLike[str]]) -> list[P
         raise ValueError(f"adapters is {adapters!r:.60}; pass a list of adapter directories")
     plan(params, Options(method="plain" if len(adapters) else "kangaroo"))  # Is it a model, and is there an adapter?
     return [find_adapter(Path(), adapter) for adapter in adapters] or [None]
-
-
-def _with_adapter(params: Params, path: Path | None, exit_layer: int | None) -> Params:
-    """Return the model with the adapter of a directory, in the target's dtype."""
-    if path is None:
-        return params
-    dtype = params.target["embed_tokens"]["embedding"].dtype.name
-    draft, adapter = load_adapter(path, params.config, dtype, exit_layer)
-    return params.replace(adapter=adapter, draft=draft)
 
 
 def _with_choice(model: Params, chosen: Setting) -> Params:

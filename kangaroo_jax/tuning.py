@@ -125,6 +125,7 @@ class Tuning:
             "measured_speedup": None if self.chosen.measured is None else round(self.chosen.measured, 3),
             "device": costs.device,
             "dtype": costs.dtype,
+            "kernels": costs.kernels,
             "versions": self.versions,
             "prompts": self.prompts,
             "max_new_tokens": self.max_new_tokens,
@@ -170,7 +171,7 @@ class Tuning:
         errors = [abs(setting.error) for setting in self.settings if setting.error is not None]
         choice = f"gamma {chosen.gamma}, eta {chosen.eta:g}: {chosen.measured:.2f}x"
         return [
-            f"model       {self.params.name}, {costs.dtype} on {costs.device}; {self.prompts} prompts, "
+            f"model       {self.params.name}, {costs.dtype} on {costs.device}, {costs.kernels} kernels; {self.prompts} prompts, "
             f"{self.new_tokens} new tokens, {self.plain_tokens_per_second:.0f} tokens/s plain",
             f"costs       in plain steps of {1000 * costs.plain:.2f} ms: a round {rounds}; a drafted token {drafts}",
             f"prediction  within {100 * max(errors):.1f} % of what was measured",

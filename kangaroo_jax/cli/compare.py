@@ -11,6 +11,7 @@ from typing import Any
 import kangaroo_jax
 from kangaroo_jax.cli import options, terminal
 from kangaroo_jax.compare import Pair, compare, read_prompts, summarise
+from kangaroo_jax.kernels import describe
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +80,7 @@ def _table(params: kangaroo_jax.Params, pairs: list[Pair], figures: dict[str, An
     lines += [
         "",
         f"model             {params.name}, gamma {stats.gamma}, eta {stats.eta:g}",
+        f"kernels           {describe(params.kernels)}",
         f"plain decoding    {figures['plain_tokens_per_second']:.0f} tokens/s",
         f"Kangaroo          {figures['kangaroo_tokens_per_second']:.0f} tokens/s",
         f"speedup           {figures['speedup']:.2f}x (median over prompts of the median paired ratio)",

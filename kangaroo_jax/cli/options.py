@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import kangaroo_jax
+from kangaroo_jax.kernels import CHOICES
 from kangaroo_jax.model.config import METHODS
 from kangaroo_jax.options import Options
 
@@ -50,6 +51,7 @@ def add_model(parser: argparse.ArgumentParser, *, adapters: bool = False) -> Non
         add("--adapter", type=Path, metavar="DIR", help=own)
     add("--exit-layer", type=int, metavar="N", help="layer the adapter was trained after, where it does not say it")
     add("--dtype", choices=("float32", "bfloat16"), help="of the weights (default: float32 on a CPU, else bfloat16)")
+    add("--kernels", choices=CHOICES, default="auto", help="native needs a CPU (default: native where it can be used)")
 
 
 def load(args: argparse.Namespace) -> kangaroo_jax.Params:
@@ -59,7 +61,9 @@ def load(args: argparse.Namespace) -> kangaroo_jax.Params:
         ValueError: as ``kangaroo_jax.load``.
     """
     adapter = args.adapter[0] if isinstance(args.adapter, list) else args.adapter
-    return kangaroo_jax.load(args.model, adapter=adapter, exit_layer=args.exit_layer, dtype=args.dtype)
+    return kangaroo_jax.load(
+        args.model, adapter=adapter, exit_layer=args.exit_layer, dtype=args.dtype, kernels=args.kernels
+    )
 
 
 def add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int = Options.max_new_tokens) -> None:

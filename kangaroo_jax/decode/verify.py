@@ -33,7 +33,5 @@ def verify(
     tree = None if draft.tree is None else draft.tree.visible
     count = draft.count + 1 if draft.tree is None else None
     target = weights["target"]
-    x, caches = run_layers(
-        spec.config, target, draft.hidden, positions, caches, spec.exit_layer, last, tree, count
-    )
+    x, caches = run_layers(spec.config, target, draft.hidden, positions, caches, spec.exit_layer, last, tree, count)
     return logits(spec.config, target, x, count), x, caches

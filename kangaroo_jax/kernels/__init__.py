@@ -7,16 +7,18 @@ Optional: without the compiled library, or on another platform, everything runs 
 from __future__ import annotations
 
 from kangaroo_jax.kernels.calls import layers, product
-from kangaroo_jax.kernels.library import CHOICES, instruction_set, use_native, why_not
-from kangaroo_jax.kernels.packed import Packed, pack, pack_adapter, pack_target, packs, unpack
+from kangaroo_jax.kernels.library import CHOICES, describe, instruction_set, use_native, why_not
+from kangaroo_jax.kernels.packed import Packed, pack, pack_adapter, pack_leaf, pack_target, packs, unpack
 
 __all__ = [
     "CHOICES",
     "Packed",
+    "describe",
     "instruction_set",
     "layers",
     "pack",
     "pack_adapter",
+    "pack_leaf",
     "pack_target",
     "packs",
     "product",

@@ -98,7 +98,13 @@ def layers(
     def wide(values: Array) -> Array:
         return values.astype(jnp.float32)
 
-    arrays: list[Array] = [x, *(wide(table).reshape(batch, tokens, -1) for table in rope), mask, start, _counts(count, x)]
+    arrays: list[Array] = [
+        x,
+        *(wide(table).reshape(batch, tokens, -1) for table in rope),
+        mask,
+        start,
+        _counts(count, x),
+    ]
     places = []
     for layer, pair in zip(parts, caches, strict=True):
         attention, mlp = layer["self_attn"], layer.get("mlp")
@@ -150,4 +156,3 @@ def _counts(count: Int[Array, " B"] | None, x: Float[Array, "B T I"]) -> Int[Arr
 def _stride(width: int) -> int:
     """Return the floats of a row of the workspace; ``row_stride`` of native/ffi.cc."""
     return -(-width // 16) * 16 + 16
-

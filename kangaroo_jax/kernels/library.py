@@ -55,6 +55,13 @@ def instruction_set() -> str:
     return found.kangaroo_kernels_isa().decode()
 
 
+def describe(kernels: str) -> str:
+    """Return ``Params.kernels`` with what stands behind it, for people."""
+    if kernels == "native":
+        return f"native, {instruction_set()}"
+    return "XLA" if (reason := why_not()) is None else f"XLA; native ones cannot be used: {reason}"
+
+
 def use_native(kernels: str, dtype: jax.numpy.dtype, spread: bool = False) -> bool:
     """Return whether weights of this dtype are to be packed for the native kernels.
 

@@ -56,7 +56,8 @@ def pack(kernel: Float[Array, "I O"], pairs: bool = False, storage: Any = None) 
             checkpoints published in bf16, else the matrix' own.
     """
     storage = storage or (jnp.bfloat16 if _fits_bf16(kernel) else kernel.dtype)
-    return Packed(_arrange(kernel, pairs, jnp.dtype(storage)), *kernel.shape, pairs)
+    depth, columns = kernel.shape
+    return Packed(blocks=_arrange(kernel, pairs, jnp.dtype(storage)), depth=depth, columns=columns, pairs=pairs)
 
 
 def unpack(packed: Packed) -> Float[Array, "I O"]:
@@ -94,21 +95,21 @@ def _arrange(kernel: Float[Array, "I O"], pairs: bool, storage: jnp.dtype) -> Fl
 
 def packs(tree: Any) -> bool:
     """Return whether there are packed weights in a tree."""
-    return any(isinstance(leaf, Packed) for leaf in jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Packed)))
+    return any(map(_is_packed, jax.tree.leaves(tree, is_leaf=_is_packed)))
 
 
-def pack_layer(layer: dict[str, Any], storage: Any = None) -> dict[str, Any]:
-    """Return a decoder layer, or the part of it that an adapter has, with its matrices packed."""
-    packed = dict(layer)
-    for part in ("self_attn", "mlp"):
-        if part in layer:
-            packed[part] = {
-                name: {**module, "kernel": pack(module["kernel"], name == "gate_up_proj", storage)}
-                if "kernel" in module
-                else module
-                for name, module in layer[part].items()
-            }
-    return packed
+def pack_leaf(path: str, leaf: Any, storage: Any = None) -> Any:
+    """Return a leaf of a target's params packed, if it is a matrix of a layer or the LM head's, and else as it is.
+
+    Args:
+        path: its place, such as ``"layers_0/mlp/down_proj/kernel"``.
+        leaf: the array.
+        storage: as for ``pack``.
+    """
+    parts = path.split("/")
+    if parts[-1] != "kernel" or _is_packed(leaf) or not {"self_attn", "mlp", "lm_head"} & set(parts):
+        return leaf
+    return pack(leaf, "gate_up_proj" in parts, storage)
 
 
 def pack_target(params: dict[str, Any], storage: Any = None) -> dict[str, Any]:
@@ -117,20 +118,22 @@ def pack_target(params: dict[str, Any], storage: Any = None) -> dict[str, Any]:
     Layer by layer, ``params`` gives its arrays away: a model is never held twice. The embedding table stays as it is,
     since tokens look up its rows; where it is the LM head too, the packed head is a second copy of it.
     """
-    packed = {}
-    if "lm_head" in params:
-        packed["lm_head"] = {"kernel": pack(params.pop("lm_head")["kernel"], storage=storage)}
-    else:
-        packed["lm_head"] = {"kernel": pack(params["embed_tokens"]["embedding"].T, storage=storage)}
-    for name in list(params):
-        part = params.pop(name)
-        packed[name] = pack_layer(part, storage) if name.startswith("layers_") else part
+    packed = {name: _pack_tree({name: params.pop(name)}, storage)[name] for name in list(params)}
+    if "lm_head" not in packed:
+        packed["lm_head"] = {"kernel": pack(packed["embed_tokens"]["embedding"].T, storage=storage)}
     return packed
 
 
 def pack_adapter(params: dict[str, Any], storage: Any = None) -> dict[str, Any]:
-    """Return an adapter's params packed; kinds without attention are left to XLA."""
-    packed = pack_layer(params, storage) if "self_attn" in params else dict(params)
-    if "lm_head" in params:
-        packed["lm_head"] = {"kernel": pack(params["lm_head"]["kernel"], storage=storage)}
-    return packed
+    """Return an adapter's params packed; those of kinds without attention stay as they are."""
+    return _pack_tree(params, storage) if "self_attn" in params else params
+
+
+def _is_packed(leaf: Any) -> bool:
+    return isinstance(leaf, Packed)
+
+
+def _pack_tree(tree: dict[str, Any], storage: Any) -> dict[str, Any]:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: pack_leaf("/".join(key.key for key in path), leaf, storage), tree, is_leaf=_is_packed
+    )

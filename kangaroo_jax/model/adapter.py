@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from kangaroo_jax.kernels import Packed, packs
+from kangaroo_jax.kernels import packs
 from kangaroo_jax.model.cache import KVCache
 from kangaroo_jax.model.config import LlamaConfig
 from kangaroo_jax.model.layers import MLP, Attention, Context, Linear, RMSNorm
@@ -100,8 +100,8 @@ def run_adapter(
     return Adapter(layers, adapter.made_of).apply({"params": params}, x, context, cache)
 
 
-def draft_head(target: dict[str, Any], adapter: dict[str, Any]) -> Float[Array, "D V"] | Packed:
-    """Return the matrix that makes draft logits of ``A(h)``: the adapter's own LM head, or the target's."""
+def draft_head(target: dict[str, Any], adapter: dict[str, Any]) -> Any:
+    """Return the matrix that makes draft logits of ``A(h)``, ``[D, V]`` or packed: its own LM head, or the target's."""
     return head_kernel(adapter if "lm_head" in adapter else target)
 
 

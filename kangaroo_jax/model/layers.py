@@ -15,9 +15,7 @@ from kangaroo_jax.model.rope import apply_rope, rope_table
 _KERNEL_INIT = nn.initializers.normal(0.02)
 
 
-def linear(
-    x: Float[Array, "... I"], kernel: Float[Array, "I O"] | Packed, out_dtype: jnp.dtype | None = None
-) -> Array:
+def linear(x: Float[Array, "... I"], kernel: Float[Array, "I O"] | Packed, out_dtype: jnp.dtype | None = None) -> Array:
     """Multiply by a weight matrix; the one seam behind which another kernel or a quantised weight can stand.
 
     A packed matrix is multiplied by the native kernel, an array by XLA: fp32 products in full precision (GPUs would

@@ -91,8 +91,8 @@ def run_layers(
     return x, None if caches is None else tuple(updated)
 
 
-def head_kernel(params: Params) -> Float[Array, "D V"] | Packed:
-    """Return the matrix of the LM head: its own, or the transposed embedding table."""
+def head_kernel(params: Params) -> Any:
+    """Return the matrix of the LM head, ``[D, V]`` or packed: its own, or the transposed embedding table."""
     return params["lm_head"]["kernel"] if "lm_head" in params else params["embed_tokens"]["embedding"].T
 
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store.adapters import find_adapter, load_adapter, save_adapter
-from kangaroo_jax.store.checkpoint import Placement, default_dtype, restore_params, save_params, to_device
+from kangaroo_jax.store.checkpoint import (
+    Placement,
+    default_dtype,
+    leaf_groups,
+    restore_params,
+    save_params,
+    to_device,
+)
 from kangaroo_jax.store.choice import check_writable, save_choice
 from kangaroo_jax.store.hf import DTYPES, as_dtype, open_hf, read_config, read_hf, write_hf
 from kangaroo_jax.store.mapping import (
@@ -18,8 +26,10 @@ from kangaroo_jax.store.mapping import (
     MisshapenTensors,
     MissingTensors,
     Params,
+    flatten,
     from_flax,
     to_flax,
+    unflatten,
 )
 from kangaroo_jax.store.medusa import load_medusa, save_medusa
 from kangaroo_jax.store.names import ALIASES, EMBEDDED, companion, home, resolve
@@ -62,7 +72,10 @@ __all__ = [
 
 
 def load_target(
-    name: str | os.PathLike[str], dtype: Any = None, sharding: Placement = None
+    name: str | os.PathLike[str],
+    dtype: Any = None,
+    sharding: Placement = None,
+    keep: Callable[[str, Any], Any] | None = None,
 ) -> tuple[LlamaConfig, Params, Path]:
     """Load a target model straight to devices: no second copy of it is made on the way.
 
@@ -71,6 +84,8 @@ def load_target(
         dtype: float32, bfloat16 or float16; None is ``default_dtype()``.
         sharding: where the leaves go: one ``jax.sharding.Sharding`` for all, or a function of a leaf's path
             (``"layers_0/mlp/down_proj/kernel"``) and its ``jax.ShapeDtypeStruct``; None is the default device.
+        keep: takes a leaf's path and the leaf, where it goes, and returns what is kept of it, such as the leaf packed;
+            a few leaves at a time wait for it. None keeps all as they are.
 
     Returns:
         The config, the params, and the directory they came from (where the tokenizer and the adapter are).
@@ -80,9 +95,22 @@ def load_target(
     """
     kind = as_dtype(dtype) or default_dtype()
     directory = resolve(name)
-    if (directory / "params").is_dir():
-        config = read_config(directory)
-        return config, restore_params(directory / "params", config, kind, sharding), directory
+    if not (directory / "params").is_dir():
 
-    config, params = read_hf(directory, kind, place=lambda path, values: to_device(path, values, sharding))
+        def place(path: str, values: Any) -> Any:
+            leaf = to_device(path, values, sharding)
+            return leaf if keep is None else keep(path, leaf)
+
+        config, params = read_hf(directory, kind, place=place)
+        return config, params, directory
+
+    config = read_config(directory)
+    if keep is None:
+        return config, restore_params(directory / "params", config, kind, sharding), directory
+    params = {}
+    for names in leaf_groups(config, kind):
+        some = flatten(restore_params(directory / "params", config, kind, sharding, names))
+        for path in list(some):
+            some[path] = keep(path, some[path])
+        params |= unflatten(some)
     return config, params, directory

@@ -184,6 +184,26 @@ def restore_params(
         raise ValueError(f"{directory} is damaged ({first_line(error)}); {_CONVERT_AGAIN}") from error
 
 
+def leaf_groups(config: LlamaConfig, dtype: np.dtype, most: int = 1 << 30) -> list[list[str]]:
+    """Return the top-level names of a model's params in groups of up to ``most`` bytes: what is read at a time.
+
+    Args:
+        config: the model.
+        dtype: of the params in memory.
+        most: bytes of a group; one name alone may be larger.
+    """
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name, tree in abstract_params(config).items():
+        size = sum(math.prod(leaf.shape) for leaf in flatten({name: tree}).values()) * dtype.itemsize
+        if groups[-1] and filled + size > most:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    return groups
+
+
 def sharding_of(placement: Placement, path: str, shape: tuple[int, ...], dtype: np.dtype) -> jax.sharding.Sharding:
     """Return where a leaf goes.
 

@@ -78,7 +78,7 @@ def test_adapters_are_told_apart_by_exit_layer_and_kind(
     [
         (["adapters"], "adapters needs adapter directories"),
         (["grid", "somewhere"], "grid takes no adapter directories"),
-        (["adapters", "no such folder"], "no adapter directory no such folder"),
+        (["adapters", "no such folder"], "no adapter directory 'no such folder'"),
         (["grid", "--repeats", "0"], "--repeats is 0; it must be at least 1"),
         (["grid", "--max-new-tokens", "1"], "--max-new-tokens is 1; it must be at least 2"),
         (["grid", "--gammas", "0"], "gamma is 0"),

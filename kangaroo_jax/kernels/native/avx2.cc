@@ -14,8 +14,7 @@
 #define ISA avx2
 #define LANES 8
 #define ROW_TILE 6
-#define WIDE 8
-#define AHEAD 16
+#define AHEAD 64
 #include "compute.inc"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -16,8 +16,7 @@
 #define ISA avx512
 #define LANES 16
 #define ROW_TILE 12
-#define WIDE 8
-#define AHEAD 16
+#define AHEAD 64
 #include "compute.inc"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -136,9 +136,7 @@ void clear_others(const Rows& rows, int64_t all, int64_t row_bytes, void* data) 
 }
 
 void run_product(Team& team, const Product& product) {
-  // Single rows go four blocks at a time; few chunks are left over at the end either way.
-  const int64_t blocks = product.matrix.blocks;
-  const int64_t chunk = product.rows == 1 ? (blocks >= 32 ? 4 : 2) : (blocks >= 64 ? 2 : 1);
+  const int64_t blocks = product.matrix.blocks, chunk = blocks >= 32 ? 2 : 1;
   const Isa& isa = best_isa();
   team.run(ceil_div(blocks, chunk), [&](int64_t index) {
     isa.product(product, index * chunk, std::min((index + 1) * chunk, blocks));

@@ -3,8 +3,7 @@
 #define ISA portable
 #define LANES 4
 #define ROW_TILE 6
-#define WIDE 16
-#define AHEAD 16
+#define AHEAD 64
 #include "compute.inc"
 
 namespace kangaroo {
