@@ -1,4 +1,4 @@
-"""The one part of the package that is compiled: ``kangaroo_jax.kernels._native``, for CPUs. All else is in pyproject.toml.
+"""The one part of the package that is compiled: ``kangaroo_jax.kernels._native``. All else is in pyproject.toml.
 
 Without a C++ compiler, or where compiling fails, the package is installed without it and multiplies with XLA.
 """

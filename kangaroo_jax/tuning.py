@@ -171,8 +171,8 @@ class Tuning:
         errors = [abs(setting.error) for setting in self.settings if setting.error is not None]
         choice = f"gamma {chosen.gamma}, eta {chosen.eta:g}: {chosen.measured:.2f}x"
         return [
-            f"model       {self.params.name}, {costs.dtype} on {costs.device}, {costs.kernels} kernels; {self.prompts} prompts, "
-            f"{self.new_tokens} new tokens, {self.plain_tokens_per_second:.0f} tokens/s plain",
+            f"model       {self.params.name}, {costs.dtype} on {costs.device}, {costs.kernels} kernels; "
+            f"{self.prompts} prompts, {self.new_tokens} new tokens, {self.plain_tokens_per_second:.0f} tokens/s plain",
             f"costs       in plain steps of {1000 * costs.plain:.2f} ms: a round {rounds}; a drafted token {drafts}",
             f"prediction  within {100 * max(errors):.1f} % of what was measured",
             f"identical   {'yes' if self.identical else 'NO (python -m kangaroo_jax verify says why)'}",

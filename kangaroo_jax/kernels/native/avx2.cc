@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -24,6 +25,7 @@
 
 namespace kangaroo {
 const Isa kAvx2 = {"AVX2", avx2::product, avx2::norm, avx2::rotate, avx2::attend, avx2::to_bf16,
-                  avx2::from_bf16};
+                  avx2::from_bf16,
+    false};
 }  // namespace kangaroo
 #endif

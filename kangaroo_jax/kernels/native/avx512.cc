@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include <immintrin.h>
 #if defined(__clang__)
@@ -26,6 +27,7 @@
 
 namespace kangaroo {
 const Isa kAvx512 = {"AVX-512", avx512::product, avx512::norm, avx512::rotate, avx512::attend, avx512::to_bf16,
-                    avx512::from_bf16};
+                    avx512::from_bf16,
+    false};
 }  // namespace kangaroo
 #endif

@@ -21,7 +21,9 @@ const Isa& best_isa() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (avx512 && most != kAvx2.name && most != kPortable.name) return kAvx512;
+    if (avx512 && most != kAvx2.name && most != kPortable.name) {
+      return __builtin_cpu_supports("avx512bf16") && most != kAvx512.name ? kAvx512Bf16 : kAvx512;
+    }
     if (avx2 && most != kPortable.name) return kAvx2;
 #endif
     return kPortable;
@@ -151,6 +153,13 @@ void read_rows(const Isa& isa, const ffi::AnyBuffer& x, int64_t row, int64_t wid
   }
 }
 
+// Round a row of the workspace to bf16, in place, for a product with `narrow`.
+void narrow_row(const Isa& isa, float* row, int64_t width) {
+  uint16_t* narrowed = reinterpret_cast<uint16_t*>(row);
+  isa.to_bf16(row, width, narrowed);
+  narrowed[width] = 0;
+}
+
 constexpr int64_t kRowsAtOnce = 16;  // Rows of a chunk of what is done row by row.
 
 template <class Body>
@@ -193,6 +202,7 @@ static ffi::Error ProductCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi
 
   const Isa& isa = best_isa();
   const Rows rows(count, batch, tokens);
+  const bool narrow = isa.dots && matrix.bf16 && x.element_type() == DataType::BF16;
   clear_others(rows, batch * tokens, columns * 4, out->untyped_data());
   if (rows.size() == 0 || columns == 0) return ffi::Error::Success();
   Team team(pool, worth(rows.size(), matrix_bytes(matrix)), 2);
@@ -201,8 +211,10 @@ static ffi::Error ProductCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi
     float* values = lines + row * stride;
     read_rows(isa, x, rows.place[row], depth, values);
     if (scale) isa.norm(values, scale, eps, depth, values);
+    if (narrow) narrow_row(isa, values, depth);
   });
   Product product;
+  product.narrow = narrow;
   product.x = lines;
   product.stride = stride;
   product.rows = rows.size();
@@ -282,14 +294,30 @@ struct Stack {
     p.columns = columns;
     p.finish = finish;
     p.round = round;
+    p.narrow = narrows(matrix);
     return p;
   }
 
-  // x, or its norm; for the products that follow.
-  const float* normalise(const float* scale) {
-    if (!scale) return x;
+  // Whether what a matrix is multiplied with is rounded to bf16 first, as XLA does it for a model in bf16.
+  bool narrows(const Matrix& matrix) const { return round && isa.dots && matrix.bf16; }
+
+  void narrow_rows(const Matrix& matrix, float* from, int64_t stride, int64_t count) {
+    if (narrows(matrix)) for_rows(team, rows(), [&](int64_t row) { narrow_row(isa, from + row * stride, count); });
+  }
+
+  // x, or its norm, for the product with a matrix.
+  const float* normalise(const float* scale, const Matrix& matrix) {
+    const bool narrow = narrows(matrix);
+    if (!scale && !narrow) return x;
     for_rows(team, rows(), [&](int64_t row) {
-      isa.norm(x + row * x_stride(), scale, eps, width, normed + row * x_stride());
+      const float* from = x + row * x_stride();
+      float* to = normed + row * x_stride();
+      if (scale) {
+        isa.norm(from, scale, eps, width, to);
+      } else {
+        std::memcpy(to, from, width * 4);
+      }
+      if (narrow) narrow_row(isa, to, width);
     });
     return normed;
   }
@@ -363,20 +391,22 @@ struct Stack {
   }
 
   void run(const Layer& layer) {
-    Product p = product(normalise(layer.input_norm), x_stride(), layer.qkv, qkv, qkv_stride(), qkv_width(), Finish::kStore);
+    Product p = product(normalise(layer.input_norm, layer.qkv), x_stride(), layer.qkv, qkv, qkv_stride(), qkv_width(), Finish::kStore);
     p.bias = layer.qkv_bias;
     run_product(team, p);
     place(layer);
     attend(layer);
+    narrow_rows(layer.o, mixed, mixed_stride(), heads * head_width);
     run_product(team, product(mixed, mixed_stride(), layer.o, x, x_stride(), width, Finish::kAdd));
     if (!inner) return;
-    const float* input = normalise(layer.post_norm);
+    const float* input = normalise(layer.post_norm, layer.gate_up);
     run_product(team, product(input, x_stride(), layer.gate_up, gated, gated_stride(), inner, Finish::kGate));
+    narrow_rows(layer.down, gated, gated_stride(), inner);
     run_product(team, product(gated, gated_stride(), layer.down, x, x_stride(), width, Finish::kAdd));
   }
 };
 
-constexpr int64_t kPhases = 8;  // Of a layer, at most.
+constexpr int64_t kPhases = 10;  // Of a layer, at most.
 
 }  // namespace
 

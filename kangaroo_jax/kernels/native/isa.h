@@ -34,6 +34,7 @@ enum class Finish {
 
 struct Product {
   const float* x = nullptr;  // [rows][stride], `depth` of them used
+  bool narrow = false;       // x is bf16 instead, [rows][2 * stride], and zero behind an odd depth; `matrix` is bf16, too
   int64_t stride = 0;
   int64_t rows = 0;
   Matrix matrix;
@@ -76,14 +77,16 @@ struct Isa {
   void (*rotate)(float* x, const float* cos, const float* sin, int64_t width);
   // Queries [begin, end), at most kQueries; query number = token * heads + head.
   void (*attend)(const Attend&, int64_t begin, int64_t end);
-  void (*to_bf16)(const float* x, int64_t count, uint16_t* y);
+  void (*to_bf16)(const float* x, int64_t count, uint16_t* y);  // y may begin where x does
   void (*from_bf16)(const uint16_t* x, int64_t count, float* y);
+  bool dots;  // whether there are instructions for products of bf16 pairs, and `narrow` is understood
 };
 
 extern const Isa kPortable;
 #if defined(__x86_64__)
 extern const Isa kAvx2;
 extern const Isa kAvx512;
+extern const Isa kAvx512Bf16;
 #endif
 
 const Isa& best_isa();

@@ -8,5 +8,6 @@
 
 namespace kangaroo {
 const Isa kPortable = {"portable", portable::product, portable::norm, portable::rotate, portable::attend, portable::to_bf16,
-                      portable::from_bf16};
+                      portable::from_bf16,
+    false};
 }  // namespace kangaroo

@@ -1,0 +1,34 @@
+// The functions of isa.h for AVX-512 with its instructions for bf16.
+#include "isa.h"
+#if defined(__x86_64__)
+// Before the pragma: what these define inline must run anywhere.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include <immintrin.h>
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")
+#endif
+#define ISA avx512bf16
+#define DOTS
+#define LANES 16
+#define ROW_TILE 12
+#define AHEAD 64
+#include "compute.inc"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace kangaroo {
+const Isa kAvx512Bf16 = {"AVX-512 BF16", avx512bf16::product, avx512bf16::norm, avx512bf16::rotate, avx512bf16::attend, avx512bf16::to_bf16,
+                    avx512bf16::from_bf16,
+    true};
+}  // namespace kangaroo
+#endif
