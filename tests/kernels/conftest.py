@@ -31,7 +31,7 @@ def normal() -> Callable[..., np.ndarray]:
 
 @pytest.fixture(scope="session")
 def params_of() -> Callable[..., Any]:
-    """Return a function of a config and a seed: params of a target, matrices of deviation 0.3, norms and biases near 1."""
+    """Return a function of a config and a seed: params, matrices of deviation 0.3, norms and biases near 1."""
 
     def draw(config: LlamaConfig, seed: int = 0) -> Any:
         rng = np.random.default_rng(seed)
