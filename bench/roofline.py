@@ -25,6 +25,7 @@ from tqdm import tqdm
 import kangaroo_jax
 from bench import machine
 from bench.command import check_writable, exit_status
+from bench.methods import count_parameters
 from bench.report_roofline import report
 from bench.shapes import random_params
 from bench.ties import ROWS, ties
@@ -32,6 +33,7 @@ from bench.traffic import size, traffic
 from bench.turns import GRAPHS, Settings, Turns
 from kangaroo_jax.compiled import ONE_GRAPH, compile_with
 from kangaroo_jax.costs import measure_costs
+from kangaroo_jax.model import abstract_params
 from kangaroo_jax.model.shapes import SHAPES
 from kangaroo_jax.store.files import whole_file
 
@@ -73,7 +75,7 @@ def measure(params: kangaroo_jax.Params, settings: Settings, graphs: Sequence[st
     different, compared = ties(params, timed.loops[graphs[0], 0])
     return {
         "model": params.name,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params.target)),
+        "parameters": count_parameters(abstract_params(params.config)),
         "weights": size(params.target),
         "exit_layer": params.draft.exit_layer if params.draft else None,
         "dtype": costs[graphs[0]].dtype,

@@ -1,4 +1,7 @@
-"""Bytes that the parts of decoding read: all their weights, and all slots of their caches, once per call."""
+"""Bytes that the parts of decoding read: all their weights, and all slots of their caches, once per call.
+
+Weights count as they are stored: packed for the native kernels, with their padding, and in bf16 where they are.
+"""
 
 from __future__ import annotations
 
@@ -49,5 +52,4 @@ def size(tree: Any) -> int:
 
 def _matrix(of: Any, *trees: Any) -> int:
     """Return the bytes of a matrix that a function picks; picking may mean transposing, so it is not run."""
-    shape = jax.eval_shape(of, *trees)
-    return math.prod(shape.shape) * shape.dtype.itemsize
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(of, *trees)))

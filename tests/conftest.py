@@ -6,6 +6,7 @@ No persistent compilation cache: a test that counts traces or reads compiled cod
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 import kangaroo_jax
+from kangaroo_jax.kernels import pack_adapter, pack_target, use_native
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter, init_params
 from kangaroo_jax.store import save_adapter, write_hf
 from train.corpus import VOCAB_SIZE
@@ -54,6 +56,25 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tiny_model: Path) -> kangaroo_jax.Params:
     """The same, loaded."""
     return kangaroo_jax.load(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def tiny_arrays(tiny_model: Path) -> kangaroo_jax.Params:
+    """The same with all weights as arrays, for tests that look at them or change them."""
+    return kangaroo_jax.load(tiny_model, kernels="xla")
+
+
+@pytest.fixture(scope="session")
+def as_loaded() -> Callable[[kangaroo_jax.Params], kangaroo_jax.Params]:
+    """Return a function that makes of a model of arrays what ``load`` makes of it here: packs it, or leaves it."""
+
+    def pack(params: kangaroo_jax.Params) -> kangaroo_jax.Params:
+        if not use_native("auto", params.target["norm"]["scale"].dtype):
+            return params
+        adapter = params.adapter and pack_adapter(params.adapter)
+        return params.replace(target=pack_target(dict(params.target)), adapter=adapter)
+
+    return pack
 
 
 @pytest.fixture

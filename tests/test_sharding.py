@@ -25,8 +25,8 @@ def tensor_parallel(path, leaf):
 prompts = ["def fib(n):", "import os\\n"]
 for sharding in (None, tensor_parallel):
     params = kangaroo_jax.load("joey", dtype="float32", sharding=sharding)
-    kernel = params.target["layers_3"]["mlp"]["down_proj"]["kernel"]
-    drafting = params.adapter["self_attn"]["o_proj"]["kernel"]
+    modules = params.target["layers_3"]["mlp"]["down_proj"], params.adapter["self_attn"]["o_proj"]
+    kernel, drafting = jax.tree.leaves(modules)  # Packed on one device, if the native kernels were built.
     pieces = [leaf.addressable_shards[0].data.nbytes / leaf.nbytes for leaf in (kernel, drafting)]
     ids = [out.token_ids for out in kangaroo_jax.generate(params, prompts, max_new_tokens=24)]
     print([len(leaf.sharding.device_set) for leaf in (kernel, drafting)], pieces, ids, sep=";")

@@ -11,6 +11,7 @@ import numpy as np
 
 import kangaroo_jax
 from kangaroo_jax import decode as dec
+from kangaroo_jax.kernels import Packed
 from kangaroo_jax.options import Options, Plan, plan
 from kangaroo_jax.run import Run
 
@@ -88,5 +89,9 @@ class Method:
 
 
 def count_parameters(tree: Any) -> int:
-    """Return how many numbers a tree of weights holds; ``jax.ShapeDtypeStruct`` leaves count like arrays."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+    """Return how many numbers a tree of weights holds; ``jax.ShapeDtypeStruct`` leaves count like arrays.
+
+    Packed matrices count without their padding.
+    """
+    leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Packed))
+    return sum(int(np.prod(leaf.shape)) for leaf in leaves)

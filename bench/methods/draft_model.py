@@ -16,7 +16,7 @@ import kangaroo_jax
 from bench.methods.base import Method, Ready, count_parameters
 from kangaroo_jax import decode as dec
 from kangaroo_jax.checks import integer, real
-from kangaroo_jax.model import KVCache, LlamaConfig, embed, init_cache, logits, run_layers
+from kangaroo_jax.model import KVCache, LlamaConfig, abstract_params, embed, init_cache, logits, run_layers
 from kangaroo_jax.store import companion
 
 PAPERS = "Leviathan et al. 2023, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318"
@@ -133,7 +133,7 @@ def sps(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
     _check_vocabulary(params, small)
     spec = dec.DecodeSpec(params.config, 0, gamma, adapter=None, drafter=SmallModel(small.config))
     used = {"draft_model": Path(name).name, "gamma": gamma, "eta": eta}
-    return Ready("sps", params, spec, eta, small.target, count_parameters(small.target), used)
+    return Ready("sps", params, spec, eta, small.target, count_parameters(abstract_params(small.config)), used)
 
 
 def _check_vocabulary(params: kangaroo_jax.Params, small: kangaroo_jax.Params) -> None:

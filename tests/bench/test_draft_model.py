@@ -91,7 +91,7 @@ def test_several_sequences_and_the_small_models_cache(tiny: kangaroo_jax.Params)
 
 def test_added_parameters_and_settings(tiny: kangaroo_jax.Params, other_model: Path) -> None:
     ready = methods.make("sps", tiny, {"draft_model": other_model})
-    small = kangaroo_jax.load(other_model)
+    small = kangaroo_jax.load(other_model, kernels="xla")
     assert ready.added_parameters == sum(leaf.size for leaf in jax.tree.leaves(small.target))
     assert ready.settings == {"draft_model": "smaller", "gamma": 5, "eta": 0.0}
 

@@ -34,10 +34,12 @@ NEW_TOKENS = 24
 
 
 @pytest.fixture(scope="module")
-def heads(tiny: kangaroo_jax.Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def heads(
+    tiny: kangaroo_jax.Params, tiny_arrays: kangaroo_jax.Params, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Four random heads of the tiny model."""
     directory = tmp_path_factory.mktemp("heads") / "medusa"
-    params = init_medusa(tiny.config, 4, tiny.target)
+    params = init_medusa(tiny.config, 4, tiny_arrays.target)
     keys = iter(jax.random.split(jax.random.key(3), 8))
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), params)
     save_medusa(directory, tiny.config, params, {})
@@ -98,14 +100,14 @@ def best_path(shares: np.ndarray, text: list[int], tree: Paths) -> int:
     return max(map(len, right), default=0)
 
 
-def test_heads_that_know_the_text_are_accepted_whole(tiny: kangaroo_jax.Params) -> None:
+def test_heads_that_know_the_text_are_accepted_whole(tiny_arrays: kangaroo_jax.Params, as_loaded: Any) -> None:
     """A model that says one token for ever: fresh heads, which say what the target says, are always right."""
-    kernel = jnp.zeros_like(tiny.target["lm_head"]["kernel"])
-    target = tiny.target | {"lm_head": {"kernel": kernel}}  # All logits are 0: the first token wins.
-    params = tiny.replace(target=target)
+    kernel = jnp.zeros_like(tiny_arrays.target["lm_head"]["kernel"])
+    target = tiny_arrays.target | {"lm_head": {"kernel": kernel}}  # All logits are 0: the first token wins.
+    params = as_loaded(tiny_arrays.replace(target=target))
     for tree in (line(4), published(63)):
-        spec = dec.DecodeSpec(tiny.config, 0, 4, adapter=None, drafter=Medusa(tree))
-        ready = methods.Ready("medusa", params, spec, weights=init_medusa(tiny.config, 4, target))
+        spec = dec.DecodeSpec(params.config, 0, 4, adapter=None, drafter=Medusa(tree))
+        ready = methods.Ready("medusa", params, spec, weights=init_medusa(params.config, 4, target))
         out = ready.generate(PROMPTS[1], 16, eos_token_id=())
         assert out.token_ids == (0,) * 16 and out.stats.accept_lengths == (5, 5, 5)
 
@@ -139,7 +141,7 @@ def test_what_is_refused(
     with pytest.raises(ValueError, match="hidden_size 42, the model has 320; use the heads made for this model"):
         methods.make("medusa", joey, {"directory": heads})
     few = tmp_path / "few"
-    save_medusa(few, tiny.config, init_medusa(tiny.config, 2, tiny.target), {})
+    save_medusa(few, tiny.config, init_medusa(tiny.config, 2), {})
     with pytest.raises(ValueError, match="63 nodes need 4 heads, the model has 2"):
         methods.make("medusa-tree", tiny, {"directory": few})
     assert methods.make("medusa-tree", tiny, {"directory": few, "nodes": 5}).settings == {"heads": 2, "nodes": 5}

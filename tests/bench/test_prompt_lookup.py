@@ -65,15 +65,15 @@ def test_a_text_that_repeats_itself_is_accepted_in_long_runs(repeats: Any) -> No
 
 
 @pytest.fixture
-def repeats(tiny: kangaroo_jax.Params) -> kangaroo_jax.Params:
+def repeats(tiny_arrays: kangaroo_jax.Params, as_loaded: Any) -> kangaroo_jax.Params:
     """The tiny model, made one whose choice depends on the newest token alone: 5 -> 6 -> 7 -> 5."""
-    target = jax.tree.map(np.zeros_like, jax.device_get(tiny.target))
+    target = jax.tree.map(np.zeros_like, jax.device_get(tiny_arrays.target))
     target["norm"]["scale"] += 1
     embedding = target["embed_tokens"]["embedding"]
     for row, token in enumerate((5, 6, 7)):
         embedding[token, row] = 1
         target["lm_head"]["kernel"][row, (6, 7, 5)[row]] = 1
-    return tiny.replace(target=jax.device_put(target))
+    return as_loaded(tiny_arrays.replace(target=jax.device_put(target)))
 
 
 @pytest.mark.parametrize(

@@ -44,23 +44,32 @@ def figures(written):
     return written[0]
 
 
-def test_a_plain_step_reads_all_weights_but_the_embedding_table(tiny):
-    config = tiny.config
+def test_a_plain_step_reads_all_weights_but_the_embedding_table(tiny_arrays):
+    config = tiny_arrays.config
     heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     hidden = config.hidden_size
     attention = hidden * (heads + 2 * kv_heads) * width + heads * width * hidden
     layer = attention + 3 * hidden * config.intermediate_size + 2 * hidden
     head, adapter = hidden * config.vocab_size, attention + 2 * hidden
-    parts = traffic(tiny)
+    parts = traffic(tiny_arrays)
     assert parts["plain"] == 4 * (config.num_hidden_layers * layer + hidden + head)
     assert parts["shallow"] == 4 * layer and parts["propose"] == 4 * (adapter + head)
     assert parts["draft"] == parts["shallow"] + parts["propose"]
     assert parts["verify"] == parts["plain"] - parts["shallow"]
     cache = 2 * 4 * 7 * kv_heads * width
-    cached = traffic(tiny, slots=7)
+    cached = traffic(tiny_arrays, slots=7)
     assert cached["plain"] - parts["plain"] == config.num_hidden_layers * cache
     assert cached["draft"] - parts["draft"] == 2 * cache
-    assert set(traffic(tiny.replace(adapter=None, draft=None))) == {"plain"}
+    assert set(traffic(tiny_arrays.replace(adapter=None, draft=None))) == {"plain"}
+
+
+def test_weights_count_as_they_are_stored(tiny):
+    """Packed where the native kernels were built: with the columns that fill up the last block."""
+    weights = {name: part for name, part in tiny.target.items() if name != "embed_tokens"}
+    parts = traffic(tiny)
+    assert parts["plain"] == sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
+    head = sum(leaf.nbytes for leaf in jax.tree.leaves(weights["lm_head"]))
+    assert parts["propose"] == sum(leaf.nbytes for leaf in jax.tree.leaves(tiny.adapter)) + head
 
 
 def test_a_tied_head_is_the_embedding_table(small):

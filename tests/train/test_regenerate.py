@@ -31,11 +31,11 @@ from train.tokenizer import write_byte_tokenizer
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny: kangaroo_jax.Params) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_arrays: kangaroo_jax.Params) -> Path:
     """The tiny model, with every eleventh byte as an end token: some replies end, others reach the limit."""
     directory = tmp_path_factory.mktemp("ending") / "tiny"
-    config = dataclasses.replace(tiny.config, eos_token_id=tuple(range(2, 259, 11)))
-    write_hf(directory, config, jax.device_get(tiny.target), "float32")
+    config = dataclasses.replace(tiny_arrays.config, eos_token_id=tuple(range(2, 259, 11)))
+    write_hf(directory, config, jax.device_get(tiny_arrays.target), "float32")
     write_byte_tokenizer(directory, config.max_position_embeddings)
     shutil.copytree(tiny_model / "adapter", directory / "adapter")
     return directory
