@@ -132,7 +132,7 @@ def _propose(spec: dec.DecodeSpec, weights: Any, caches: dec.Caches, tokens: Arr
     hidden = embed(weights["target"], tokens)  # Stands for the exit layer's states.
     scores, adapter = dec.propose(spec, weights, hidden, positions, caches[1])
     confidence = 1.0 / jnp.exp(scores - scores.max(-1, keepdims=True)).sum(-1)
-    return (jnp.argmax(scores, axis=-1), confidence), (caches[0], adapter)
+    return (dec.most_likely(scores), confidence), (caches[0], adapter)
 
 
 @_looped
@@ -141,4 +141,4 @@ def _verify(spec: dec.DecodeSpec, weights: Any, caches: dec.Caches, tokens: Arra
     deep, last = layers[spec.exit_layer :], config.num_hidden_layers
     hidden = embed(target, tokens)  # Stands for the exit layer's states.
     x, deep = run_layers(config, target, hidden, positions, deep, spec.exit_layer, last)
-    return jnp.argmax(logits(config, target, x), axis=-1), ((*layers[: spec.exit_layer], *deep), adapter)
+    return dec.most_likely(logits(config, target, x)), ((*layers[: spec.exit_layer], *deep), adapter)

@@ -78,7 +78,7 @@ class SmallModel(dec.Drafter):
             x, caches = self._run(small, tokens, positions, caches)
             scores = logits(self.config, small, x[:, -1])
             sure = 1.0 / jnp.exp(scores - scores.max(-1, keepdims=True)).sum(-1)
-            return jnp.argmax(scores, axis=-1).astype(jnp.int32), sure, caches
+            return dec.most_likely(scores), sure, caches
 
         def keep_drafting(carry: _Carry) -> Array:
             return carry.active.any() & (carry.step < spec.gamma)

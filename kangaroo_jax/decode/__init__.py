@@ -5,7 +5,7 @@ from kangaroo_jax.decode.draft import Kangaroo, draft, propose
 from kangaroo_jax.decode.drafter import Draft, Drafter, Piece, Tree, Verified, token_draft, tree_of
 from kangaroo_jax.decode.loop import decode, plain_round, speculative_round
 from kangaroo_jax.decode.prefill import allocate, bucket, cache_slots, prefill, prefill_chunk
-from kangaroo_jax.decode.sampling import Sampling, log_probabilities
+from kangaroo_jax.decode.sampling import Sampling, log_probabilities, most_likely
 from kangaroo_jax.decode.spec import DecodeSpec
 from kangaroo_jax.decode.state import (
     LENGTH,
@@ -48,6 +48,7 @@ __all__ = [
     "decode",
     "draft",
     "log_probabilities",
+    "most_likely",
     "newest",
     "plain_round",
     "prefill",

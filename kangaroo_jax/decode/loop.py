@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 
 from kangaroo_jax.decode.accept import accept_tree
 from kangaroo_jax.decode.drafter import Verified
-from kangaroo_jax.decode.sampling import TARGET, choose, log_probabilities
+from kangaroo_jax.decode.sampling import TARGET, choose, log_probabilities, most_likely
 from kangaroo_jax.decode.spec import DecodeSpec
 from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Weights, commit, newest, record_round
 from kangaroo_jax.decode.verify import verify
@@ -30,7 +30,7 @@ def speculative_round(spec: DecodeSpec, weights: Weights, state: DecodeState, co
     caches = (*drafted.caches, *deep)
     tokens = jnp.pad(drafted.tokens, ((0, 0), (1, spec.rows - 1 - drafted.tokens.shape[1])))
     tokens = tokens.at[:, 0].set(newest(state)[0][:, 0])
-    target = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    target = most_likely(scores)
     path = jnp.broadcast_to(jnp.arange(spec.gamma + 1), (len(root), spec.gamma + 1))
     if tree is not None:
         assert not spec.sample, "trees are verified greedily"

@@ -81,6 +81,29 @@ def draw(key: Key[Array, " B"], log_weights: Float[Array, "B V"]) -> Int[Array, 
     return jax.vmap(jax.random.categorical)(key, log_weights).astype(jnp.int32)
 
 
+def most_likely(logits: Float[Array, "... V"]) -> Array:
+    """Return the token with the highest logit ``[...]``, the first of equals; the first NaN, if there is one.
+
+    XLA:CPU finds an argmax number by number, at 5 to 7 ns each: for 8 rows of 32,000 more than a millisecond. Looking
+    for the maximum, and then for its place, takes a seventh of that.
+    """
+    return jax.lax.platform_dependent(logits, cpu=_first_maximum, default=_argmax)
+
+
+def _argmax(logits: Float[Array, "... V"]) -> Array:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+def _first_maximum(logits: Float[Array, "... V"]) -> Array:
+    size = logits.shape[-1]
+    place = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    highest = logits.max(-1, keepdims=True)
+    # A NaN comes before all others: its place is a negative number.
+    found = jnp.where(logits == highest, place, size - 1)
+    found = jnp.where(jnp.isnan(logits), place - size, found).min(-1)
+    return jnp.where(found < 0, found + size, found)
+
+
 def choose(
     spec: DecodeSpec,
     sampling: Sampling,
@@ -100,6 +123,6 @@ def choose(
         purpose: TARGET, or DRAFT and the step.
     """
     if not spec.sample:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32), None
+        return most_likely(logits), None
     log_weights = log_probabilities(sampling, logits, spec.truncate)
     return draw(keys(seed, place, purpose), log_weights), log_weights

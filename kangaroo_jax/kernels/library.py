@@ -25,7 +25,7 @@ def library() -> ctypes.CDLL | str:
         for target, function in _FUNCTIONS.items():
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(opened, function)), platform="cpu")
         opened.kangaroo_kernels_isa.restype = ctypes.c_char_p
-    except (OSError, AttributeError) as error:
+    except (OSError, AttributeError, RuntimeError, ValueError) as error:  # XLA refuses another version's functions.
         return f"{found.origin} cannot be used ({error}); install the package again"
     return opened
 

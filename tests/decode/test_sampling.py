@@ -261,3 +261,15 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
     together = np.asarray(accept(*inputs))
     for row in range(rows):
         np.testing.assert_array_equal(np.asarray(accept(*(each[[row]] for each in inputs))), together[:, [row]])
+
+
+@pytest.mark.parametrize("width", [1, 11, 259, 1000])
+def test_the_most_likely_token_is_argmaxs(width: int) -> None:
+    logits = np.random.default_rng(width).standard_normal((6, width)).round(1).astype(np.float32)  # With ties.
+    logits[1] = -INF
+    logits[2] = INF
+    logits[3, width // 2] = INF
+    logits[4, width // 2 :] = np.nan
+    found = np.asarray(jax.jit(dec.most_likely)(logits))
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, np.argmax(logits, axis=-1))

@@ -15,6 +15,7 @@
 #define ISA avx2
 #define LANES 8
 #define ROW_TILE 6
+#define MIX 2
 #define AHEAD 64
 #include "compute.inc"
 #if defined(__clang__)

@@ -18,6 +18,7 @@
 #define DOTS
 #define LANES 16
 #define ROW_TILE 12
+#define MIX 5
 #define AHEAD 64
 #include "compute.inc"
 #if defined(__clang__)

@@ -364,13 +364,16 @@ struct Stack {
     for (int64_t sequence = 0; sequence < batch; ++sequence) {
       most = std::max(most, list.first[sequence + 1] - list.first[sequence]);
     }
-    const int64_t pieces = ceil_div(most * group, kQueries);
+    // A chunk for each thread, if there are queries for so many; keys are rearranged once in each.
+    const int64_t all = batch * kv_heads * most * group;
+    const int64_t some = std::min(std::max<int64_t>(ceil_div(all, team.size()), 1), std::min(kQueries, most * group));
+    const int64_t pieces = ceil_div(most * group, some);
     team.run(batch * kv_heads * pieces, [&](int64_t chunk) {
       const int64_t piece = chunk % pieces, row = chunk / pieces, sequence = row / kv_heads, head = row % kv_heads;
       const int64_t first = list.first[sequence], valid = list.first[sequence + 1] - first, queries = valid * group;
-      if (piece * kQueries >= queries) return;
+      if (piece * some >= queries) return;
       static thread_local std::vector<float> scores;
-      scores.resize(kQueries * ceil_div(slots, kGroup) * kGroup);
+      scores.resize(attend_floats(slots, head_width));
       Attend a;
       a.q = qkv + first * qkv_stride() + head * group * head_width;
       a.q_stride = qkv_stride();
@@ -386,7 +389,7 @@ struct Stack {
       a.heads = group;
       a.scale = 1.0f / std::sqrt(static_cast<float>(head_width));
       a.scores = scores.data();
-      isa.attend(a, piece * kQueries, std::min((piece + 1) * kQueries, queries));
+      isa.attend(a, piece * some, std::min((piece + 1) * some, queries));
     });
   }
 

@@ -61,11 +61,16 @@ struct Attend {
   int64_t width = 0;
   int64_t heads = 0;  // query heads of this key/value head
   float scale = 0;
-  float* scores = nullptr;  // [kQueries][slots rounded up to kGroup], this chunk's own
+  float* scores = nullptr;  // this chunk's own, of attend_floats()
 };
 
-constexpr int64_t kQueries = 4;  // Queries of one key/value head that are computed together.
-constexpr int64_t kGroup = 16;   // Slots are looked at in groups of so many, counted from slot 0.
+constexpr int64_t kQueries = 16;  // Queries of one key/value head that are computed in one go, at most.
+constexpr int64_t kGroup = 16;    // Slots are looked at in groups of so many, counted from slot 0.
+
+// What `Attend::scores` has room for: scores of all queries, and a tile of keys.
+inline int64_t attend_floats(int64_t slots, int64_t width) {
+  return kQueries * ((slots + kGroup - 1) / kGroup * kGroup) + width * kGroup;
+}
 
 struct Isa {
   const char* name;

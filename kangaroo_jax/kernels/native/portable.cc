@@ -3,6 +3,7 @@
 #define ISA portable
 #define LANES 4
 #define ROW_TILE 6
+#define MIX 2
 #define AHEAD 64
 #include "compute.inc"
 

@@ -48,6 +48,7 @@ class Team {
   Team(xla::ffi::ThreadPool& pool, int64_t most, int64_t phases) {
     const int64_t threads = std::min<int64_t>(pool.num_threads(), most);
     if (threads < 2) return;
+    size_ = threads;
     shared_ = std::make_shared<Shared>(phases);
     for (int64_t i = 1; i < threads; ++i) {
       pool.Schedule([shared = shared_, mode = FloatingPointMode::current()] {
@@ -60,6 +61,9 @@ class Team {
   ~Team() {
     if (shared_) shared_->open.store(kClosed, std::memory_order_release);
   }
+
+  // Threads that are asked to take part, the caller among them.
+  int64_t size() const { return size_; }
 
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
@@ -130,6 +134,7 @@ class Team {
 
   std::shared_ptr<Shared> shared_;
   int64_t opened_ = 0;
+  int64_t size_ = 1;
 };
 
 }  // namespace kangaroo
