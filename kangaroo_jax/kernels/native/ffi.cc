@@ -427,6 +427,7 @@ static ffi::Error LayersCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi:
   checks.that(layers >= 0 && layers <= most && heads > 0 && heads <= most && kv_heads > 0 && heads % kv_heads == 0 &&
               head_width > 0 && head_width <= most && head_width % 2 == 0 && inner >= 0 && inner <= most,
               "impossible numbers of layers, heads or columns");
+  if (!checks.ok()) return checks.error();
   checks.that(static_cast<int64_t>(args.size()) == 6 + layers * each + last_norm, "wrong number of arrays");
   checks.that(static_cast<int64_t>(results.size()) == 2 + 2 * layers, "wrong number of results");
   if (!checks.ok()) return checks.error();
