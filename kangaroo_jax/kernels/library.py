@@ -6,6 +6,7 @@ import ctypes
 import functools
 import importlib.util
 import os
+import struct
 
 import jax
 
@@ -21,6 +22,7 @@ def library() -> ctypes.CDLL | str:
     if found is None or found.origin is None:
         return "they were not built: the package was installed without a C++ compiler (pip install -v shows the reason)"
     try:
+        _check_whole(found.origin)
         opened = ctypes.CDLL(found.origin)
         for target, function in _FUNCTIONS.items():
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(opened, function)), platform="cpu")
@@ -28,6 +30,17 @@ def library() -> ctypes.CDLL | str:
     except (OSError, AttributeError, RuntimeError, ValueError) as error:  # XLA refuses another version's functions.
         return f"{found.origin} cannot be used ({error}); install the package again"
     return opened
+
+
+def _check_whole(file: str) -> None:
+    """Raise OSError if the end of an ELF file is missing: to load it would end the process (SIGBUS)."""
+    with open(file, "rb") as opened:
+        header, size = opened.read(64), opened.seek(0, os.SEEK_END)
+    if len(header) == 64 and header[:6] == b"\x7fELF\2\1":  # 64 bits, little-endian.
+        # The table of sections is the last thing in the file.
+        start, each, count = (*struct.unpack_from("<Q", header, 40), *struct.unpack_from("<HH", header, 58))
+        if size < start + each * count:
+            raise OSError(f"it ends after {size} of {start + each * count} bytes")
 
 
 def ready() -> None:
@@ -87,5 +100,6 @@ def use_native(kernels: str, dtype: jax.numpy.dtype, spread: bool = False) -> bo
     if spread:
         reason = "they run on one device, and sharding says where the weights go"
     if reason and wanted == "native":
-        raise ValueError(f"native kernels cannot be used: {reason}; pass kernels='xla', or leave it out")
+        fix = "pass kernels='xla', or leave it out" if kernels == "native" else f"set {SWITCH} to xla or auto"
+        raise ValueError(f"native kernels cannot be used: {reason}; {fix}")
     return reason is None

@@ -422,8 +422,11 @@ static ffi::Error LayersCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi:
   using ffi::DataType;
   const int64_t each = 4 + input_norm + qkv_bias + 2 * qk_norm + 3 * (inner > 0);
   Checks checks;
-  checks.that(layers >= 0 && heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && head_width > 0 &&
-              head_width % 2 == 0 && inner >= 0, "impossible numbers of layers, heads or columns");
+  // What is computed from numbers as large as this one does not overflow.
+  const int64_t most = 1 << 24;
+  checks.that(layers >= 0 && layers <= most && heads > 0 && heads <= most && kv_heads > 0 && heads % kv_heads == 0 &&
+              head_width > 0 && head_width <= most && head_width % 2 == 0 && inner >= 0 && inner <= most,
+              "impossible numbers of layers, heads or columns");
   checks.that(static_cast<int64_t>(args.size()) == 6 + layers * each + last_norm, "wrong number of arrays");
   checks.that(static_cast<int64_t>(results.size()) == 2 + 2 * layers, "wrong number of results");
   if (!checks.ok()) return checks.error();
