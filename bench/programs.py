@@ -24,6 +24,7 @@ from bench import thunks
 from bench.hlo import Module, parse
 from kangaroo_jax import decode as dec
 from kangaroo_jax.compiled import compile_with, options
+from kangaroo_jax.kernels import pack_adapter, pack_target
 from kangaroo_jax.model import abstract_adapter, abstract_params
 
 WHEELS = Path(__file__).resolve().parents[1] / "build" / "h200"
@@ -42,6 +43,7 @@ class Program:
         slots: cache slots.
         dtype: of weights and caches.
         chunk: positions that a prefill runs at a time.
+        native: whether the weights are packed for the native CPU kernels, kept in ``dtype``.
     """
 
     part: str
@@ -50,6 +52,7 @@ class Program:
     slots: int = 1024
     dtype: Any = "float32"
     chunk: int = 16
+    native: bool = False
 
 
 class Lowered(NamedTuple):
@@ -90,6 +93,11 @@ def lower(program: Program, sharding: Sharding | None = None) -> Lowered:
     adapter = abstract_adapter(spec.config, spec.adapter) if spec.gamma and spec.adapter else None
     weights = {"target": abstract_params(spec.config), "adapter": adapter}
     weights = jax.tree.map(lambda leaf: shape(leaf.shape, dtype), weights)
+    if program.native:
+        weights["target"] = place(jax.eval_shape(lambda tree: pack_target(tree, dtype), weights["target"]))
+        weights["adapter"] = adapter and place(
+            jax.eval_shape(lambda tree: pack_adapter(tree, dtype), weights["adapter"])
+        )
     row, scalar = shape((batch,), jnp.int32), shape((), jnp.float32)
     sampling = dec.Sampling(scalar, shape((), jnp.int32), scalar, scalar)
     controls = dec.Controls(scalar, shape((1,), jnp.int32), sampling)
