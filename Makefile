@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test hf full h200 bench notebook lint types format clean
+.PHONY: help demo test xla hf full h200 bench notebook lint types format clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3]"
@@ -18,6 +18,9 @@ demo: $(INSTALLED)  ## write text with Kangaroo and with plain decoding, and com
 
 test: $(INSTALLED)  ## run the tests (without the long ones, without torch)
 	$(RUN) -m pytest
+
+xla: $(INSTALLED)  ## run the tests again without the native CPU kernels
+	KANGAROO_KERNELS=xla $(RUN) -m pytest
 
 hf: $(INSTALLED)  ## run the tests against transformers' own models (installs torch)
 	@echo "Installing torch; the download can be large."

@@ -17,14 +17,15 @@ class OptionalBuild(build_ext):
     """Builds the extension, or says in one line why not."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Compile; a failure is not one of the installation."""
+        """Compile, always; a failure is not one of the installation, and leaves no older library in its place."""
+        self.force = True  # The headers that it is compiled with may be another JAX's now.
         try:
             super().build_extension(ext)
         except Exception as error:
-            reason = " ".join(str(error).split())
-            print(
-                f"kangaroo_jax: installed without native CPU kernels, XLA multiplies ({reason:.200})", file=sys.stderr
-            )
+            reason = " ".join(str(error).split())[-200:]
+            print(f"kangaroo_jax: installed without native CPU kernels, XLA multiplies ({reason})", file=sys.stderr)
+            for place in (self.get_ext_fullpath(ext.name), self.get_ext_filename(ext.name)):
+                Path(place).unlink(missing_ok=True)
 
 
 setup(

@@ -1,20 +1,32 @@
-"""kangaroo_jax beside transformers' ``generate``: the same checkpoint, prompts and machine, greedily, in turn.
+"""kangaroo_jax beside transformers' ``generate`` and llama.cpp: the same checkpoint and prompts, greedily, in turn.
 
 python -m bench.peers                                      joey, the built-in prompts
 python -m bench.peers --model DIR --questions FILE         first turns of Spec-Bench's questions
 python -m bench.peers --model vicuna-7b --hf DIR           a converted model, and the directory it was made from
+python -m bench.peers --gguf joey.gguf --threads 2         llama.cpp, too
 
 transformers runs plainly, with prompt lookup (``prompt_lookup_num_tokens``), and with its own early exit
 (``assistant_early_exit``: the model's first layers and its own head draft, as they are, without an adapter). It needs
 torch, which kangaroo_jax does not: pip install torch. Where both use one GPU, set XLA_PYTHON_CLIENT_PREALLOCATE=false,
 or JAX leaves torch no memory.
+
+llama.cpp decodes plainly. It needs a GGUF file of the checkpoint, and its Python package, compiled for this machine:
+
+CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python
+pip download --no-deps --no-binary llama-cpp-python llama-cpp-python    its sources have convert_hf_to_gguf.py, in
+tar xf llama_cpp_python-*.tar.gz                                        vendor/llama.cpp; that needs torch
+python -m bench.gguf_source --model joey --out joey-source              a tokenizer that the converter knows
+python llama_cpp_python-*/vendor/llama.cpp/convert_hf_to_gguf.py joey-source --outtype bf16 --outfile joey.gguf
+
+The fourth line is for joey and for random models of bench.shapes; other directories are converted as they are.
+--outtype may be f16, too. llama.cpp rounds in other places than kangaroo_jax does, so its ids may differ.
+Without torch, llama.cpp alone is compared with.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +38,8 @@ from tqdm import tqdm
 
 import kangaroo_jax
 from bench.command import check_writable, exit_status
+from bench.llama_cpp_peers import KV_TYPES, LlamaCpp, check_gguf, physical_cores
+from bench.peers_report import report, summary
 from bench.questions import prompt_of, read_questions
 from bench.transformers_peers import Transformers, check_torch, their_directory
 from kangaroo_jax.compare import read_prompts
@@ -35,9 +49,10 @@ from kangaroo_jax.store.files import whole_file
 OURS = ("plain", "kangaroo")
 THEIRS = ("transformers", "transformers-lookup", "transformers-early-exit")
 Generate = Callable[[list[int]], list[int]]
+Peers = dict[str, Transformers | LlamaCpp]
 
 
-def methods(params: kangaroo_jax.Params, theirs: Transformers, args: argparse.Namespace) -> dict[str, Generate]:
+def methods(params: kangaroo_jax.Params, args: argparse.Namespace, theirs: Peers) -> dict[str, Generate]:
     """Return what is compared, by name: functions from a prompt's ids to new ids."""
     tokens, eos = args.max_new_tokens, params.config.eos_token_id
 
@@ -46,12 +61,19 @@ def methods(params: kangaroo_jax.Params, theirs: Transformers, args: argparse.Na
             kangaroo_jax.generate(params, ids, method=method, max_new_tokens=tokens, eos_token_id=eos).token_ids
         )
 
-    options: dict[str, dict[str, Any]] = {"transformers": {}}
-    options["transformers-lookup"] = {"prompt_lookup_num_tokens": args.lookup_tokens}
-    options["transformers-early-exit"] = {"assistant_early_exit": args.early_exit}
+    def other(peer: Transformers | LlamaCpp, **options: Any) -> Generate:
+        return lambda ids: peer.generate(ids, tokens, eos, **options)
+
     found: dict[str, Generate] = {method: ours(method) for method in OURS if method == "plain" or params.draft}
-    for name in THEIRS:
-        found[name] = lambda ids, extra=options[name]: theirs.generate(ids, tokens, eos, **extra)  # type: ignore[misc]
+    if (peer := theirs.get("transformers")) is not None:
+        extra: list[dict[str, Any]] = [
+            {},
+            {"prompt_lookup_num_tokens": args.lookup_tokens},
+            {"assistant_early_exit": args.early_exit},
+        ]
+        found |= {name: other(peer, **options) for name, options in zip(THEIRS, extra, strict=True)}
+    if (peer := theirs.get("llama.cpp")) is not None:
+        found["llama.cpp"] = other(peer)
     return found
 
 
@@ -84,55 +106,37 @@ def race(
     return rows
 
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return for each method tokens per second, on how many prompts its ids are plain's, and median paired ratios.
+def transformers_directory(args: argparse.Namespace) -> tuple[Path | None, list[str]]:
+    """Return where transformers finds the checkpoint, or None and why it is left out, if there is llama.cpp instead.
 
-    A ratio is a base's time over the method's, on prompts for which both gave the same ids: as many tokens.
+    Raises:
+        ValueError: if transformers cannot run and nothing else is to be compared, or its directory was given.
     """
-
-    def against(base: str, name: str) -> float | None:
-        ratios = [
-            statistics.median(a / b for a, b in zip(row["seconds"][base], row["seconds"][name], strict=True))
-            for row in rows
-            if row["ids"][base] == row["ids"][name]
-        ]
-        return statistics.median(ratios) if ratios else None
-
-    return {
-        name: {
-            "tokens_per_second": sum(len(row["ids"][name]) for row in rows)
-            / sum(statistics.median(row["seconds"][name]) for row in rows),
-            "identical": sum(row["ids"][name] == row["ids"]["plain"] for row in rows),
-            "against_transformers": against("transformers", name),
-            "against_plain": against("plain", name),
-        }
-        for name in rows[0]["ids"]
-    }
+    try:
+        check_torch()
+        return their_directory(args.hf or args.model), []
+    except ValueError as error:
+        if args.hf or not args.gguf:
+            raise
+        return None, [str(error)]
 
 
-def report(figures: Mapping[str, Any]) -> list[str]:
-    """Return the figures as lines of text."""
-    lines = [
-        f"{figures['model']}, {figures['dtype']}, greedy, up to {figures['max_new_tokens']} tokens, prefill included; "
-        f"{figures['prompts']} prompts, {figures['repeats']} runs",
-        f"jax {figures['jax']} on {figures['jax_device']}; {figures['peers']} on {figures['torch_device']}",
-        f"{'':24}{'tokens/s':>9}{'x transformers':>16}{'x plain':>9}   ids as plain's",
-    ]
-    for name, row in figures["methods"].items():
-        ratios = (row["against_transformers"], row["against_plain"])
-        texts = ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
-        rate = f"{row['tokens_per_second']:.{0 if row['tokens_per_second'] >= 100 else 1}f}"
-        lines.append(f"{name:24}{rate:>9}{texts[0]:>16}{texts[1]:>9}   {row['identical']} of {figures['prompts']}")
-    return lines
+def load_peers(directory: Path | None, params: kangaroo_jax.Params, args: argparse.Namespace, length: int) -> Peers:
+    """Return what can be compared with, loaded; sequences have at most ``length`` tokens."""
+    theirs: Peers = {}
+    if args.gguf:
+        theirs["llama.cpp"] = LlamaCpp(args.gguf, params.config, length, args.threads, args.kv_type)
+    if directory is not None:
+        theirs["transformers"] = Transformers(directory, _dtype(params))
+    return theirs
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Load the model twice, race, and return the figures, as JSON has them."""
-    check_torch()
-    directory = their_directory(args.hf or args.model)
+    """Load the model for each, race, and return the figures, as JSON has them."""
+    directory, left_out = transformers_directory(args)
+    if args.gguf:
+        check_gguf(args.gguf)
     params = kangaroo_jax.load(args.model, dtype=args.dtype)
-    dtype = str(params.target["embed_tokens"]["embedding"].dtype)
-    theirs = Transformers(directory, dtype)
     args.early_exit = args.early_exit or (params.draft.exit_layer if params.draft else 2)
     if not 0 < args.early_exit < params.config.num_hidden_layers:
         most = params.config.num_hidden_layers - 1
@@ -142,24 +146,30 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     else:
         prompts = [prompt_ids(params, row["prompt"])[0][0] for row in read_prompts(args.prompts)]
     prompts = prompts[: args.limit]
+    longest = min(max(map(len, prompts)) + args.max_new_tokens, params.config.max_position_embeddings)
+    theirs = load_peers(directory, params, args, longest)
     bar = tqdm(total=args.repeats * len(prompts), unit="turn", disable=not sys.stderr.isatty())
-    rows = race(methods(params, theirs, args), prompts, args.repeats, bar.update)
+    rows = race(methods(params, args, theirs), prompts, args.repeats, bar.update)
     bar.close()
     return {
         "model": params.name,
-        "dtype": dtype,
+        "dtype": _dtype(params),
         "max_new_tokens": args.max_new_tokens,
         "prompts": len(prompts),
         "repeats": args.repeats,
         "jax": jax.__version__,
         "jax_device": jax.local_devices()[0].device_kind,
-        "peers": theirs.version,
-        "torch_device": theirs.device,
+        "peers": [f"{peer.version} on {peer.device}" for peer in theirs.values()],
+        "left_out": left_out,
         "lookup_tokens": args.lookup_tokens,
         "early_exit": args.early_exit,
         "methods": summary(rows),
         "rows": rows,
     }
+
+
+def _dtype(params: kangaroo_jax.Params) -> str:
+    return str(params.target["embed_tokens"]["embedding"].dtype)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -179,6 +189,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--repeats", type=int, default=3, help="measured runs of each method on a prompt (default: %(default)s)")
     add("--lookup-tokens", type=int, default=10, help="tokens that prompt lookup drafts (default: %(default)s)")
     add("--early-exit", type=int, metavar="LAYER", help="exit of transformers' draft (default: the adapter's, or 2)")
+    add("--gguf", type=Path, metavar="FILE", help="the same checkpoint for llama.cpp, which is then compared, too")
+    cores = physical_cores()
+    add("--threads", type=int, default=cores, help="of llama.cpp (default: %(default)s); torch has OMP_NUM_THREADS")
+    add("--kv-type", choices=tuple(KV_TYPES), default="f16", help="of llama.cpp's cache (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the figures there, too, with ids and times of every run")
     return parser
 
@@ -189,7 +203,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: if something asked for cannot be run.
     """
-    for name in ("limit", "max_new_tokens", "repeats", "lookup_tokens"):
+    for name in ("limit", "max_new_tokens", "repeats", "lookup_tokens", "threads"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
     check_writable("--json", args.json)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 
+from kangaroo_jax.kernels import Packed
 from kangaroo_jax.store.names import home
 
 CACHE_SWITCH = "KANGAROO_COMPILATION_CACHE"
@@ -48,7 +49,9 @@ them. Pass them to ``compile_with``, which does without them where the installed
 
 def options(*args: Any) -> dict[str, str] | None:
     """Return the XLA options of a program with these arguments, on the platform JAX runs on."""
-    dtypes = [leaf.dtype for leaf in jax.tree.leaves(args)]
+    leaves = jax.tree.leaves(args, is_leaf=lambda leaf: isinstance(leaf, Packed))
+    # Packed weights are the native kernels' own business, whatever they are stored in.
+    dtypes = [leaf.dtype for leaf in leaves if not isinstance(leaf, Packed)]
     narrow = any(jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4 for dtype in dtypes)
     return (NARROW_OPTIONS if narrow else OPTIONS).get(jax.default_backend())
 

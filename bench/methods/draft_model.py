@@ -129,7 +129,8 @@ def sps(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
                 f"sps: no draft model in {name}; make one: {MAKE.replace('MODEL', params.name)}, "
                 "or set draft_model to any Llama of the same vocabulary"
             )
-    small = kangaroo_jax.load(name, dtype=params.target["embed_tokens"]["embedding"].dtype)
+    dtype = params.target["embed_tokens"]["embedding"].dtype
+    small = kangaroo_jax.load(name, dtype=dtype, kernels=params.kernels)
     _check_vocabulary(params, small)
     spec = dec.DecodeSpec(params.config, 0, gamma, adapter=None, drafter=SmallModel(small.config))
     used = {"draft_model": Path(name).name, "gamma": gamma, "eta": eta}

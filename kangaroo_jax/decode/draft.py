@@ -142,7 +142,7 @@ def draft(spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Cont
 def _close_hole(spec: DecodeSpec, weights: Weights, draft: Draft, position: Int[Array, "B 1"]) -> KVCache | None:
     """Write the adapter's keys and values of the last drafted token, which drafting itself never feeds to it.
 
-    Only the cache is used, so the compiler drops all but the projection of one row.
+    Only the cache is used, so XLA drops all but the projection of one row; the native kernels run the adapter.
     """
     if draft.drafter is None or spec.adapter is None:
         return None

@@ -26,7 +26,9 @@ def speculative_round(spec: DecodeSpec, weights: Weights, state: DecodeState, co
     drafted = spec.drafter.draft(spec, weights, state, controls)
     tree, root = drafted.tree, state.length - 1
     positions = root[:, None] + (jnp.arange(spec.rows) if tree is None else tree.depth)
-    scores, hidden, deep = verify(spec, weights, drafted, positions, state.caches[spec.exit_layer :])
+    scores, hidden, deep = verify(
+        spec, weights, drafted, positions, state.caches[spec.exit_layer :], state.finish == RUNNING
+    )
     caches = (*drafted.caches, *deep)
     tokens = jnp.pad(drafted.tokens, ((0, 0), (1, spec.rows - 1 - drafted.tokens.shape[1])))
     tokens = tokens.at[:, 0].set(newest(state)[0][:, 0])

@@ -68,7 +68,7 @@ def layers(
         parts: packed params of each layer, ``self_attn`` and the norms, with ``mlp`` or without; all of one kind.
         x: hidden states, float32 or bfloat16.
         rope: cosines and sines of their positions.
-        mask: which slots each of them sees.
+        mask: which slots each of them sees: one at least, and none at or after ``start + T``.
         start: slot of the first token of each sequence.
         caches: keys and values of each layer, ``[B * K, S, hd]`` or ``[S, hd]``; their memory is used for the results,
             so that in a loop they are updated in place.
@@ -102,7 +102,7 @@ def layers(
         x,
         *(wide(table).reshape(batch, tokens, -1) for table in rope),
         mask,
-        start,
+        start.astype(jnp.int32),
         _counts(count, x),
     ]
     places = []

@@ -12,6 +12,8 @@ import jax
 
 SWITCH = "KANGAROO_KERNELS"
 CHOICES = ("auto", "xla", "native")
+ISA_SWITCH = "KANGAROO_KERNELS_ISA"
+ISAS = ("AVX-512 BF16", "AVX-512", "AVX2", "portable")
 _FUNCTIONS = {"kangaroo_product": "KangarooProduct", "kangaroo_layers": "KangarooLayers"}
 
 
@@ -28,7 +30,7 @@ def library() -> ctypes.CDLL | str:
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(opened, function)), platform="cpu")
         opened.kangaroo_kernels_isa.restype = ctypes.c_char_p
     except (OSError, AttributeError, RuntimeError, ValueError) as error:  # XLA refuses another version's functions.
-        return f"{found.origin} cannot be used ({error}); install the package again"
+        return f"{found.origin} cannot be used ({error}); install the package again, with --no-build-isolation"
     return opened
 
 
@@ -62,7 +64,7 @@ def why_not() -> str | None:
 
 
 def instruction_set() -> str:
-    """Return what the native kernels use here: "AVX-512", "AVX2" or "portable"; ``why_not`` must be None."""
+    """Return what the native kernels use here, one of ``ISAS``; ``why_not`` must be None."""
     found = library()
     assert not isinstance(found, str), found
     return found.kangaroo_kernels_isa().decode()
@@ -94,6 +96,8 @@ def use_native(kernels: str, dtype: jax.numpy.dtype, spread: bool = False) -> bo
         raise ValueError(f"{SWITCH} is {wanted!r:.60}; set it to one of {', '.join(CHOICES)}")
     if wanted == "xla":
         return False
+    if (isa := os.environ.get(ISA_SWITCH)) and isa not in ISAS:
+        raise ValueError(f"{ISA_SWITCH} is {isa!r:.60}; set it to one of {', '.join(ISAS)}")
     reason = why_not()
     if dtype not in (jax.numpy.float32, jax.numpy.bfloat16):
         reason = f"they multiply float32 and bfloat16, and dtype is {jax.numpy.dtype(dtype).name}"

@@ -1,4 +1,4 @@
-"""bench.peers: runs alternate, ratios are of neighbouring runs with the same ids, and what is missing is named."""
+"""bench.peers: runs alternate, what is missing is named, and what is left then is compared."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ import pytest
 
 from bench import peers, transformers_peers
 
-ROWS = [
-    {
-        "ids": {"plain": [1, 2], "transformers": [1, 2], "lookup": [1, 2]},
-        "seconds": {"plain": [1.0, 2.0, 1.0], "transformers": [4.0, 8.0, 8.0], "lookup": [2.0, 2.0, 2.0]},
-    },
-    {
-        "ids": {"plain": [3, 4], "transformers": [3, 4], "lookup": [3]},
-        "seconds": {"plain": [1.0], "transformers": [2.0], "lookup": [0.1]},
-    },
-]
+NO_TORCH = "transformers' generate needs torch, and it is not installed: pip install torch"
+
+
+@pytest.fixture
+def without_torch(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else find(name, *rest))
 
 
 def test_runs_alternate_and_keep_their_ids():
@@ -33,23 +30,6 @@ def test_runs_alternate_and_keep_their_ids():
     assert [row["prompt_tokens"] for row in rows] == [1, 2] and all(len(row["seconds"]["a"]) == 2 for row in rows)
 
 
-def test_ratios_are_of_neighbours_with_the_same_ids():
-    found = peers.summary(ROWS)
-    assert found["plain"]["tokens_per_second"] == pytest.approx(4 / 2)
-    assert found["plain"]["against_transformers"] == pytest.approx((4 + 2) / 2)  # 4, 4, 8 of one prompt, 2 of the other
-    assert found["lookup"] == {
-        "tokens_per_second": pytest.approx(3 / 2.1),
-        "identical": 1,
-        "against_transformers": pytest.approx(4.0),
-        "against_plain": pytest.approx(0.5),
-    }
-    nowhere = peers.summary([ROWS[1]])
-    assert nowhere["lookup"]["against_plain"] is None
-    figures = dict.fromkeys(("model", "dtype", "max_new_tokens", "repeats", "jax", "jax_device"), "x")
-    lines = peers.report(figures | {"peers": "y", "torch_device": "z", "prompts": 1, "methods": nowhere})
-    assert lines[-1].split() == ["lookup", "10.0", "-", "-", "0", "of", "1"]
-
-
 def test_a_converted_checkpoint_alone_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"has no weights that transformers reads .* pass --hf"):
@@ -57,19 +37,33 @@ def test_a_converted_checkpoint_alone_is_refused(tmp_path):
     assert transformers_peers.their_directory("joey").name == "joey"
 
 
-def test_missing_torch_is_named(monkeypatch, capsys):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else find(name, *rest))
+def test_missing_torch_is_named(without_torch, capsys):
     assert peers.main([]) == 2
-    assert capsys.readouterr().err == (
-        "error: transformers' generate needs torch, and it is not installed: pip install torch\n"
-    )
+    assert capsys.readouterr().err == f"error: {NO_TORCH}\n"
+
+
+def test_without_torch_there_is_llama_cpp(without_torch):
+    args = peers.build_parser().parse_args(["--gguf", "joey.gguf"])
+    assert peers.transformers_directory(args) == (None, [NO_TORCH])
+
+
+def test_what_transformers_cannot_read_is_left_to_llama_cpp(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "check_torch", lambda: None)
+    (tmp_path / "config.json").write_text("{}")
+    words = ["--model", str(tmp_path), "--gguf", "model.gguf"]
+    directory, left_out = peers.transformers_directory(peers.build_parser().parse_args(words))
+    assert directory is None and "has no weights that transformers reads" in left_out[0]
+    with pytest.raises(ValueError, match="has no weights that transformers reads"):  # --hf is meant.
+        peers.transformers_directory(peers.build_parser().parse_args([*words, "--hf", str(tmp_path)]))
+    words[1] = "joey"
+    assert peers.transformers_directory(peers.build_parser().parse_args(words))[1] == []
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--max-new-tokens", "0"], "--max-new-tokens is 0; it must be at least 1"),
+        (["--gguf", "joey.gguf", "--threads", "0"], "--threads is 0; it must be at least 1"),
         (["--json", "none/there.json"], "--json is none/there.json, and there is no directory none: make it first"),
     ],
 )

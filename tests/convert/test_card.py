@@ -146,6 +146,6 @@ def test_the_card_of_joeys_adapter_has_its_figures(tmp_path):
     card = ModelCard.load(tmp_path / "given" / "README.md")
     found = facts(card)
     assert found["target"].startswith("joey; llama, 10 layers, hidden size 320")
-    assert (found["data"], found["tokens"], found["steps"]) == ("standard library", "2,457,600", "600")
-    assert found["expected acceptance on held-out text, sum_v min(p_v, q_v)"] == "0.7527"
+    assert (found["data"], found["tokens"], found["steps"]) == ("greedy128.jsonl", "3,686,400", "900")
+    assert found["expected acceptance on held-out text, sum_v min(p_v, q_v)"] == "0.8978"
     assert "hf_to_flax" not in card.text and 'load("joey", adapter="DIR")' in card.text

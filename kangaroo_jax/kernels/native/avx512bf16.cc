@@ -8,6 +8,14 @@
 #include <type_traits>
 
 #include <immintrin.h>
+namespace kangaroo::avx512 {
+void product(const Product& p, int64_t begin, int64_t end);
+void norm(const float* x, const float* scale, float eps, int64_t width, float* y);
+void rotate(float* x, const float* cos, const float* sin, int64_t width);
+void attend(const Attend& a, int64_t from, int64_t to);
+void from_bf16(const uint16_t* x, int64_t count, float* y);
+}  // namespace kangaroo::avx512
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma"))), apply_to = function)
 #else
@@ -28,8 +36,8 @@
 #endif
 
 namespace kangaroo {
-const Isa kAvx512Bf16 = {"AVX-512 BF16", avx512bf16::product, avx512bf16::norm, avx512bf16::rotate, avx512bf16::attend, avx512bf16::to_bf16,
-                    avx512bf16::from_bf16,
+const Isa kAvx512Bf16 = {"AVX-512 BF16", avx512bf16::product, avx512::norm, avx512::rotate, avx512::attend, avx512bf16::to_bf16,
+                    avx512::from_bf16,
     true};
 }  // namespace kangaroo
 #endif

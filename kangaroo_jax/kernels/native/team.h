@@ -51,7 +51,9 @@ class Team {
     size_ = threads;
     shared_ = std::make_shared<Shared>(phases);
     for (int64_t i = 1; i < threads; ++i) {
-      pool.Schedule([shared = shared_, mode = FloatingPointMode::current()] {
+      pool.Schedule([shared = shared_, mode = FloatingPointMode::current(), caller = std::this_thread::get_id()] {
+        // A pool whose queue is full runs a task at once, in the thread that brings it: that one is no helper.
+        if (std::this_thread::get_id() == caller) return;
         FloatingPointMode as_caller(mode);
         help(*shared);
       });
@@ -95,7 +97,7 @@ class Team {
     alignas(64) std::atomic<int64_t> done{0};
 
     // Whoever has taken a chunk below `count` is waited for, so that `context` is alive while it is used.
-    void work() {
+    void work() noexcept {  // Unwinding would leave helpers with a context that is gone.
       for (;;) {
         const int64_t chunk = next.fetch_add(1, std::memory_order_relaxed);
         if (chunk >= count) return;
