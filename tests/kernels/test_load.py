@@ -64,6 +64,14 @@ def test_the_environment_is_checked_too(tiny_model: Path, monkeypatch: pytest.Mo
     assert kangaroo_jax.load(tiny_model).kernels == BEST
 
 
+def test_an_unknown_instruction_set_is_refused(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KANGAROO_KERNELS_ISA", "avx2")
+    with pytest.raises(
+        ValueError, match="KANGAROO_KERNELS_ISA is 'avx2'; set it to one of AVX-512 BF16, AVX-512, AVX2"
+    ):
+        kangaroo_jax.load(tiny_model)
+
+
 FLOAT16 = {"dtype": "float16"}, "they multiply float32 and bfloat16, and dtype is float16"
 SPREAD = (
     {"sharding": jax.sharding.SingleDeviceSharding(jax.devices()[0])},
@@ -170,5 +178,5 @@ def test_a_damaged_library_is_named_and_not_used(without_library: Path, tiny_mod
     place = without_library / PACKAGE.name / "kernels" / name
     assert len(lines) == len(files)
     assert all(line.startswith(f"{place} cannot be used (") for line in lines)
-    assert all(line.endswith("); install the package again") for line in lines)
+    assert all(line.endswith("); install the package again, with --no-build-isolation") for line in lines)
     assert "KangarooProduct" in lines[-1]
