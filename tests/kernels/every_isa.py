@@ -61,11 +61,12 @@ def step(params: Any, x: Any, rope: Any, mask: Any, starts: Any, caches: Any, co
     return layers(parts, x, rope, mask, starts, caches, heads, kv_heads, EPS, params["norm"]["scale"], count)
 
 
-def run_block(params: Any, x: Any, starts: list[int], caches: Any, counts: list[int]) -> Any:
-    """Run a block at ``starts``; what is not the kernels' is computed by NumPy."""
+def run_block(params: Any, x: Any, starts: list[int], caches: Any, counts: list[int], window: int = LENGTH) -> Any:
+    """Run a block at ``starts``, with a sliding window; what is not the kernels' is computed by NumPy."""
     positions = np.array(starts, np.int32)[:, None] + np.arange(x.shape[1], dtype=np.int32)
     angles = positions[:, :, None, None] * rope_frequencies(CONFIG)
-    mask = np.arange(caches[0][0].shape[-2]) <= positions[:, :, None]
+    slots, last = np.arange(caches[0][0].shape[-2]), positions[:, :, None]
+    mask = (slots <= last) & (slots > last - window)
     rope = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     return step(params, x, rope, mask, positions[:, 0], caches, np.array(counts, np.int32))
 
@@ -75,13 +76,13 @@ def empty(batch: int, slots: int, dtype: Any) -> Any:
     return [(cache.k, cache.v) for cache in init_cache(CONFIG, batch, slots, jnp.dtype(dtype), 2)]
 
 
-def in_blocks(params: Any, x: Any, slots: int, block: int, count: int) -> Any:
+def in_blocks(params: Any, x: Any, slots: int, block: int, count: int, window: int = LENGTH) -> Any:
     """Return the states of a text that is computed so many tokens at a time, the first ones of a block."""
     caches, pieces = empty(1, slots, x.dtype), []
     for at in range(0, LENGTH, count):
         some = x[:1, at : at + count]
         piece = np.pad(some, ((0, 0), (0, block - some.shape[1]), (0, 0)))
-        states, caches = run_block(params, piece, [at], caches, [count])
+        states, caches = run_block(params, piece, [at], caches, [count], window)
         pieces.append(np.asarray(states)[0, :count])
     return np.concatenate(pieces)[:LENGTH].astype(np.float32)
 
@@ -93,6 +94,7 @@ def texts(dtype: Any, storage: str) -> dict[str, Any]:
     packed = pack_target(jax.tree.map(lambda leaf: jnp.asarray(leaf.astype(dtype)), params), storage)
     x = draw(rng, 3, LENGTH, 46).astype(dtype)
     found = {f"layers {count}": in_blocks(packed, x, 83, 40, count) for count in ROWS}
+    found |= {f"windows {count}": in_blocks(packed, x, 83, 40, count, 13) for count in ROWS}
     found |= {f"layers of {block}": in_blocks(packed, x, 64, block, block) for block in BLOCKS}
     among, _ = run_block(packed, x, [0, 0, 0], empty(3, LENGTH, x.dtype), [LENGTH, 7, 0])
     return found | {"layers among": np.asarray(among)[0].astype(np.float32)}

@@ -70,6 +70,16 @@ def test_tokens_of_a_text(results: Results, bound: str, kind: str) -> None:
     assert different(texts, whole) == []
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_tokens_that_see_a_window(results: Results, bound: str, kind: str) -> None:
+    """What is before the windows of all tokens of a block is not looked at; of which block that depends."""
+    texts = {key: values for key, values in results[bound].items() if key.startswith(f"{kind} windows ")}
+    whole = texts.pop(f"{kind} windows 40")
+    assert len(texts) == 16 and (whole != results[bound][f"{kind} layers 40"]).any()
+    assert different(texts, whole) == []
+
+
 @pytest.mark.parametrize("bound", BOUNDS)
 @pytest.mark.parametrize("name", ["product 40", "normed 40", "layers 40"])
 def test_weights_kept_in_bf16_change_nothing(results: Results, name: str, bound: str) -> None:
