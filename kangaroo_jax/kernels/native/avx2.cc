@@ -25,8 +25,15 @@
 #endif
 
 namespace kangaroo {
-const Isa kAvx2 = {"AVX2", avx2::product, avx2::norm, avx2::rotate, avx2::attend, avx2::to_bf16,
-                  avx2::from_bf16,
-    false};
+const Isa kAvx2 = {
+    "AVX2",
+    avx2::product,
+    avx2::norm,
+    avx2::rotate,
+    avx2::attend,
+    avx2::to_bf16,
+    avx2::from_bf16,
+    false,
+};
 }  // namespace kangaroo
 #endif

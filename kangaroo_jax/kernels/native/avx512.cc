@@ -9,7 +9,8 @@
 
 #include <immintrin.h>
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
@@ -27,8 +28,15 @@
 #endif
 
 namespace kangaroo {
-const Isa kAvx512 = {"AVX-512", avx512::product, avx512::norm, avx512::rotate, avx512::attend, avx512::to_bf16,
-                    avx512::from_bf16,
-    false};
+const Isa kAvx512 = {
+    "AVX-512",
+    avx512::product,
+    avx512::norm,
+    avx512::rotate,
+    avx512::attend,
+    avx512::to_bf16,
+    avx512::from_bf16,
+    false,
+};
 }  // namespace kangaroo
 #endif

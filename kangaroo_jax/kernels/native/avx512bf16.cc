@@ -17,7 +17,8 @@ void from_bf16(const uint16_t* x, int64_t count, float* y);
 }  // namespace kangaroo::avx512
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")
@@ -36,8 +37,15 @@ void from_bf16(const uint16_t* x, int64_t count, float* y);
 #endif
 
 namespace kangaroo {
-const Isa kAvx512Bf16 = {"AVX-512 BF16", avx512bf16::product, avx512::norm, avx512::rotate, avx512::attend, avx512bf16::to_bf16,
-                    avx512::from_bf16,
-    true};
+const Isa kAvx512Bf16 = {
+    "AVX-512 BF16",
+    avx512bf16::product,
+    avx512::norm,
+    avx512::rotate,
+    avx512::attend,
+    avx512bf16::to_bf16,
+    avx512::from_bf16,
+    true,
+};
 }  // namespace kangaroo
 #endif

@@ -71,7 +71,8 @@ class Checks {
       }
       that(false, std::string(name) + " has shape " + shape_of(buffer) + "; expected " + expected + "]");
     }
-    that(buffer.element_type() == type || buffer.element_type() == other, std::string(name) + " has another dtype than expected");
+    that(buffer.element_type() == type || buffer.element_type() == other,
+         std::string(name) + " has another dtype than expected");
     const size_t width = buffer.element_count() ? buffer.size_bytes() / buffer.element_count() : 1;
     that(reinterpret_cast<uintptr_t>(buffer.untyped_data()) % width == 0, std::string(name) + " is not aligned");
   }
@@ -98,7 +99,8 @@ class Checks {
   std::string text_;
 };
 
-// Floats from one row of the workspace to the next. Rows a multiple of 4 KiB apart would share the same few cache lines.
+// Floats from one row of the workspace to the next. Rows a multiple of 4 KiB apart would share the same few lines of a
+// cache.
 int64_t row_stride(int64_t width) { return ceil_div(width, 16) * 16 + 16; }
 
 int64_t matrix_bytes(const Matrix& matrix) { return matrix.depth * matrix.blocks * kBlock * (matrix.bf16 ? 2 : 4); }
@@ -172,8 +174,8 @@ void for_rows(Team& team, int64_t rows, Body&& body) {
 
 }  // namespace
 
-// out = x @ matrix, or norm(x) @ matrix with a scale. args: x [B, T, depth], count [B], matrix, (scale [depth]); of each
-// sequence the first `count` rows are multiplied, the others become zeros.
+// out = x @ matrix, or norm(x) @ matrix with a scale. Of each sequence the first `count` rows are multiplied, the
+// others become zeros. args: x [B, T, depth], count [B], matrix, (scale [depth]).
 static ffi::Error ProductCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> out,
                               ffi::Result<ffi::AnyBuffer> workspace, float eps) {
   using ffi::DataType;
@@ -394,7 +396,8 @@ struct Stack {
   }
 
   void run(const Layer& layer) {
-    Product p = product(normalise(layer.input_norm, layer.qkv), x_stride(), layer.qkv, qkv, qkv_stride(), qkv_width(), Finish::kStore);
+    const float* input = normalise(layer.input_norm, layer.qkv);
+    Product p = product(input, x_stride(), layer.qkv, qkv, qkv_stride(), qkv_width(), Finish::kStore);
     p.bias = layer.qkv_bias;
     run_product(team, p);
     place(layer);
@@ -402,7 +405,7 @@ struct Stack {
     narrow_rows(layer.o, mixed, mixed_stride(), heads * head_width);
     run_product(team, product(mixed, mixed_stride(), layer.o, x, x_stride(), width, Finish::kAdd));
     if (!inner) return;
-    const float* input = normalise(layer.post_norm, layer.gate_up);
+    input = normalise(layer.post_norm, layer.gate_up);
     run_product(team, product(input, x_stride(), layer.gate_up, gated, gated_stride(), inner, Finish::kGate));
     narrow_rows(layer.down, gated, gated_stride(), inner);
     run_product(team, product(gated, gated_stride(), layer.down, x, x_stride(), width, Finish::kAdd));
@@ -413,8 +416,9 @@ constexpr int64_t kPhases = 10;  // Of a layer, at most.
 
 }  // namespace
 
-// Decoder layers, in place in their caches. args: x [B, T, D], cos and sin [B, T, hd/2], mask [B, T, S], start [B], count [B], then of
-// each layer: (input norm), qkv, (qkv bias), (q norm, k norm), o, (post norm, gate and up, down), k, v; at last (norm).
+// Decoder layers, in place in their caches.
+// args: x [B, T, D], cos and sin [B, T, hd/2], mask [B, T, S], start [B], count [B], then of each layer: (input norm),
+// qkv, (qkv bias), (q norm, k norm), o, (post norm, gate and up, down), k, v; at last (norm).
 // results: x, the workspace, then k and v of each layer, which share their memory with the arguments.
 static ffi::Error LayersCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets results, int64_t layers,
                              int64_t heads, int64_t kv_heads, int64_t head_width, int64_t inner, float eps,
@@ -513,7 +517,9 @@ static ffi::Error LayersCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi:
   if (rows.size() == 0) return ffi::Error::Success();
   s.set_workspace(static_cast<float*>(workspace.untyped_data()));
 
-  for_rows(team, rows.size(), [&](int64_t row) { read_rows(s.isa, x, rows.place[row], width, s.x + row * s.x_stride()); });
+  for_rows(team, rows.size(), [&](int64_t row) {
+    read_rows(s.isa, x, rows.place[row], width, s.x + row * s.x_stride());
+  });
   for (const Layer& layer : stack) s.run(layer);
   for_rows(team, rows.size(), [&](int64_t row) {
     float* values = s.x + row * s.x_stride();
@@ -546,4 +552,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooLayers, LayersCall,
 
 }  // namespace kangaroo
 
-extern "C" __attribute__((visibility("default"))) const char* kangaroo_kernels_isa() { return kangaroo::best_isa().name; }
+extern "C" const char* kangaroo_kernels_isa() { return kangaroo::best_isa().name; }

@@ -34,7 +34,8 @@ enum class Finish {
 
 struct Product {
   const float* x = nullptr;  // [rows][stride], `depth` of them used
-  bool narrow = false;       // x is bf16 instead, [rows][2 * stride], and zero behind an odd depth; `matrix` is bf16, too
+  // Whether x is bf16 instead, [rows][2 * stride], and zero behind an odd depth; `matrix` is bf16, too.
+  bool narrow = false;
   int64_t stride = 0;
   int64_t rows = 0;
   Matrix matrix;

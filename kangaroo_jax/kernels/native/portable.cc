@@ -8,7 +8,14 @@
 #include "compute.inc"
 
 namespace kangaroo {
-const Isa kPortable = {"portable", portable::product, portable::norm, portable::rotate, portable::attend, portable::to_bf16,
-                      portable::from_bf16,
-    false};
+const Isa kPortable = {
+    "portable",
+    portable::product,
+    portable::norm,
+    portable::rotate,
+    portable::attend,
+    portable::to_bf16,
+    portable::from_bf16,
+    false,
+};
 }  // namespace kangaroo
