@@ -8,6 +8,7 @@
 
 #include "isa.h"
 #include "team.h"
+#include "xla/ffi/api/ffi.h"
 
 namespace kangaroo {
 namespace ffi = xla::ffi;

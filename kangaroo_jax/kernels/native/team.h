@@ -10,8 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <thread>
-
-#include "xla/ffi/api/ffi.h"
+#include <type_traits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -44,8 +43,10 @@ class FloatingPointMode {
 
 class Team {
  public:
-  // `most`: threads that the work is worth, the caller among them. `phases`: upper bound of calls to `run`.
-  Team(xla::ffi::ThreadPool& pool, int64_t most, int64_t phases) {
+  // `pool`: xla::ffi::ThreadPool, or what works like it. `most`: threads that the work is worth, the caller among them.
+  // `phases`: upper bound of calls to `run`.
+  template <class Pool>
+  Team(Pool& pool, int64_t most, int64_t phases) {
     const int64_t threads = std::min<int64_t>(pool.num_threads(), most);
     if (threads < 2) return;
     size_ = threads;
