@@ -19,8 +19,8 @@ demo: $(INSTALLED)  ## write text with Kangaroo and with plain decoding, and com
 test: $(INSTALLED)  ## run the tests (without the long ones, without torch)
 	$(RUN) -m pytest
 
-xla: $(INSTALLED)  ## run the tests again without the native CPU kernels
-	KANGAROO_KERNELS=xla $(RUN) -m pytest
+xla: $(INSTALLED)  ## run what loads models again without the native CPU kernels
+	KANGAROO_KERNELS=xla $(RUN) -m pytest tests/kernels tests/cli tests/test_*.py
 
 hf: $(INSTALLED)  ## run the tests against transformers' own models (installs torch)
 	@echo "Installing torch; the download can be large."
