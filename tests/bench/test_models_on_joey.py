@@ -40,7 +40,8 @@ def made(joey: kangaroo_jax.Params, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """A home folder with untrained models where the commands put trained ones."""
     monkeypatch.setenv("KANGAROO_HOME", str(tmp_path))
     folder = tmp_path / "bench" / "joey"
-    save_medusa(folder / "medusa", joey.config, init_medusa(joey.config, 4, joey.target), {})
+    arrays = kangaroo_jax.load("joey", dtype="float32", kernels="xla").target  # The heads begin as copies of its own.
+    save_medusa(folder / "medusa", joey.config, init_medusa(joey.config, 4, arrays), {})
     config = draft_config(joey.config, **FOR_JOEY)
     write_hf(folder / "draft_model", config, jax.device_get(init_params(config, jax.random.key(0))))
 
