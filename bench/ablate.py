@@ -29,8 +29,7 @@ from bench.record import new_record
 from bench.run_bench import fitting, measure, now
 from bench.tables import number
 from kangaroo_jax.params import with_adapter
-from kangaroo_jax.store import EMBEDDED
-from kangaroo_jax.store.files import write_json
+from kangaroo_jax.store import EMBEDDED, write_json
 
 ABLATION = "ablation.json"
 KINDS = ("grid", "adapters")

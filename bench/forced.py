@@ -18,9 +18,7 @@ import numpy as np
 
 import kangaroo_jax
 from kangaroo_jax import decode as dec
-from kangaroo_jax.compiled import compiled
-from kangaroo_jax.options import Options, plan
-from kangaroo_jax.run import Kept, Run
+from kangaroo_jax.engine import Kept, Options, Run, compiled, plan
 
 REJECTED, ACCEPTED = 0, 1
 _SURE = 1e6

@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 import kangaroo_jax
-from kangaroo_jax.compare import read_prompts
+from kangaroo_jax.proof import read_prompts
 from kangaroo_jax.store import resolve
 
 TOKENS = 128

@@ -30,12 +30,11 @@ from bench.peers import Generate, race
 from bench.questions import JOEY_QUESTIONS, prompt_of, read_questions
 from bench.shapes import random_params
 from bench.traffic import traffic
-from kangaroo_jax.costs import CostTimers
+from kangaroo_jax.engine import Options, Run, plan
 from kangaroo_jax.kernels import instruction_set, pack_adapter, pack_target, why_not
-from kangaroo_jax.model.shapes import SHAPES
-from kangaroo_jax.options import Options, plan
-from kangaroo_jax.run import Run
 from kangaroo_jax.store.files import whole_file
+from kangaroo_jax.tuning import CostTimers
+from workshop.shapes import SHAPES
 
 WAYS = ("xla", "native fp32", "native bf16")
 METHODS = ("plain", "kangaroo")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kangaroo_jax.compiled import compiled
+from kangaroo_jax.engine import compiled
 
 CHAIN = 4
 ITERATIONS = 256

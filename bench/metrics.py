@@ -35,7 +35,7 @@ import numpy as np
 from bench.answers import Answer, Turn
 from bench.differences import PLAIN, Answers, differences
 from bench.questions import Question, tasks_of
-from kangaroo_jax.compare import is_repetition
+from kangaroo_jax.proof import is_repetition
 
 RESAMPLES = 10_000
 

@@ -23,7 +23,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from bench import thunks
 from bench.hlo import Module, parse
 from kangaroo_jax import decode as dec
-from kangaroo_jax.compiled import compile_with, options
+from kangaroo_jax.engine import compile_with, options
 from kangaroo_jax.kernels import pack_adapter, pack_target
 from kangaroo_jax.model import abstract_adapter, abstract_params
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kangaroo_jax import Params
-from kangaroo_jax.prompts import prompt_ids
+from kangaroo_jax.engine import prompt_ids
 from kangaroo_jax.store import EMBEDDED
 from kangaroo_jax.text.chat import own_template
 

@@ -31,11 +31,11 @@ from bench.shapes import random_params
 from bench.ties import ROWS, ties
 from bench.traffic import size, traffic
 from bench.turns import GRAPHS, Settings, Turns
-from kangaroo_jax.compiled import ONE_GRAPH, compile_with
-from kangaroo_jax.costs import measure_costs
+from kangaroo_jax.engine import ONE_GRAPH, compile_with
 from kangaroo_jax.model import abstract_params
-from kangaroo_jax.model.shapes import SHAPES
 from kangaroo_jax.store.files import whole_file
+from kangaroo_jax.tuning import measure_costs
+from workshop.shapes import SHAPES
 
 
 def measure(params: kangaroo_jax.Params, settings: Settings, graphs: Sequence[str] = ("default",)) -> dict[str, Any]:

@@ -25,13 +25,13 @@ from tqdm import tqdm
 
 import kangaroo_jax
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, abstract_adapter, abstract_params, init_adapter
-from kangaroo_jax.model.shapes import SHAPES
-from kangaroo_jax.store import save_adapter
-from kangaroo_jax.store.files import check_vacant, whole_directory, write_json
+from kangaroo_jax.store import config_to_hf, save_adapter, whole_directory, write_json
+from kangaroo_jax.store.files import check_vacant
 from kangaroo_jax.store.hf import TORCH_INDEX, TORCH_SINGLE
 from kangaroo_jax.store.mapping import entries
 from kangaroo_jax.store.torch_file import write_torch
 from kangaroo_jax.text.tokenizer import NoTokenizer
+from workshop.shapes import SHAPES
 
 _DEVIATION = 0.02
 
@@ -88,7 +88,7 @@ def write_random(directory: Path, config: LlamaConfig, seed: int = 0, shard_byte
             weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
             total = sum(tensor.nbytes for tensor in tensors.values())
             write_json(staged / TORCH_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        write_json(staged / "config.json", config.to_hf() | {"torch_dtype": "float16"})
+        write_json(staged / "config.json", config_to_hf(config) | {"torch_dtype": "float16"})
         draft = KangarooConfig(exit_layer(config))
         save_adapter(staged / "adapter", config, draft, jax.device_get(init_adapter(config, jax.random.key(seed))), {})
 

@@ -15,7 +15,7 @@ import kangaroo_jax
 from bench.answers import Answer
 from bench.methods import Ready
 from kangaroo_jax import decode as dec
-from kangaroo_jax.costs import Costs, measure_costs
+from kangaroo_jax.tuning import Costs, measure_costs
 
 PARTS = ("prefill", "shallow", "propose", "deep", "rest")
 """Parts of a split, in order; ``propose`` is adapter and LM head."""

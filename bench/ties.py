@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 import kangaroo_jax
 from bench.forced import Loop
-from kangaroo_jax.compiled import compiled
+from kangaroo_jax.engine import compiled
 from kangaroo_jax.model import LlamaConfig, embed, logits, run_layers
 
 ROWS = 7

@@ -12,8 +12,8 @@ import numpy as np
 import kangaroo_jax
 from bench import forced, machine
 from kangaroo_jax import decode as dec
-from kangaroo_jax.compiled import ONE_GRAPH
-from kangaroo_jax.costs import Costs
+from kangaroo_jax.engine import ONE_GRAPH
+from kangaroo_jax.tuning import Costs
 
 GRAPHS: dict[str, Mapping[str, str]] = {"default": {}, "one": ONE_GRAPH}
 """XLA options by the name that ``--graph`` gives them."""

@@ -20,10 +20,24 @@ from convert.card import CARD, Labels, model_card
 from convert.command import ended
 from convert.sources import locate
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
-from kangaroo_jax.store import ALIASES, EMBEDDED, find_adapter, from_flax, read_config, resolve, save_adapter, to_flax
+from kangaroo_jax.store import (
+    ALIASES,
+    EMBEDDED,
+    config_to_hf,
+    find_adapter,
+    from_flax,
+    read_config,
+    read_json,
+    resolve,
+    save_adapter,
+    to_flax,
+    whole_directory,
+    write_json,
+    write_safetensors,
+)
 from kangaroo_jax.store.adapters import ADAPTER_CONFIG, EXPORTED, check_kind, read_adapter
-from kangaroo_jax.store.files import check_vacant, read_json, whole_directory, write_json
-from kangaroo_jax.store.hf import SINGLE, TORCH_SINGLE, write_safetensors
+from kangaroo_jax.store.files import check_vacant
+from kangaroo_jax.store.hf import SINGLE, TORCH_SINGLE
 from kangaroo_jax.store.names import expand
 from kangaroo_jax.store.record import adapter_record
 from kangaroo_jax.store.tables import ADAPTER
@@ -110,7 +124,7 @@ def export_adapter(
     stored = read_adapter(source, config, exit_layer)
     check_kind(stored.draft, str(source))
     tensors = dict(from_flax(config, to_flax(config, stored.tensors, table=ADAPTER), ADAPTER))
-    fields = dataclasses.replace(config.plain, num_hidden_layers=1).to_hf()
+    fields = config_to_hf(dataclasses.replace(config.plain, num_hidden_layers=1))
     fields |= {"torch_dtype": next(iter(tensors.values())).dtype.name}
     card = model_card(config, stored, labels or Labels())
     with whole_directory(out, replace=force) as staged:

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from convert.check import Report
 from convert.outline import outline
 from convert.sources import TEXT_FILES
-from kangaroo_jax.store import open_hf, read_config
+from kangaroo_jax.store import config_to_hf, open_hf, read_config, write_json
 from kangaroo_jax.store.checkpoint import ParamsWriter
-from kangaroo_jax.store.files import check_vacant, partial_of, resumable_directory, write_json
+from kangaroo_jax.store.files import check_vacant, partial_of, resumable_directory
 from kangaroo_jax.store.hf import checkpoint_tensors, weight_files
 from kangaroo_jax.store.mapping import Leaf
 
@@ -54,7 +54,7 @@ def convert(
         if not (staged / "params").is_dir():
             _write_params(leaves, staged, source.name)
         shutil.rmtree(staged / _PARTS, ignore_errors=True)  # Killed while it removed them, a conversion comes here.
-        write_json(staged / "config.json", config.to_hf())
+        write_json(staged / "config.json", config_to_hf(config))
         for name in TEXT_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, staged / name)

@@ -23,9 +23,9 @@ from convert.check import check, check_reference
 from convert.command import ended
 from convert.conversion import convert, dry_run
 from convert.sources import locate
-from kangaroo_jax.store import DTYPES, find_adapter
+from kangaroo_jax.store import ALIASES, DTYPES, EMBEDDED, find_adapter
 from kangaroo_jax.store.files import check_vacant
-from kangaroo_jax.store.names import ALIASES, EMBEDDED, converted, expand
+from kangaroo_jax.store.names import converted, expand
 
 _TRANSFORMERS = Path("-")
 

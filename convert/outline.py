@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from kangaroo_jax.model import LlamaConfig
-from kangaroo_jax.store.hf import DTYPES, StoredTensor, as_dtype
+from kangaroo_jax.store import DTYPES, as_dtype
+from kangaroo_jax.store.hf import StoredTensor
 from kangaroo_jax.store.mapping import Entry, Shape, common_dtype, entries, matched
 
 _LAYER = re.compile(r"(?<=layers[._])\d+")

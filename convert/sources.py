@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from kangaroo_jax.store import ALIASES, EMBEDDED
 from kangaroo_jax.store.files import first_line
-from kangaroo_jax.store.names import ALIASES, EMBEDDED, embedded, expand
+from kangaroo_jax.store.names import embedded, expand
 
 # What the tokenizer and the end of a generation are read from; copied beside the converted params.
 TEXT_FILES = (

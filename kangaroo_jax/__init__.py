@@ -7,12 +7,11 @@
 
 from kangaroo_jax.api import generate, stream
 from kangaroo_jax.chat import Chat
-from kangaroo_jax.lossless import LosslessReport, LosslessRow, verify_lossless
+from kangaroo_jax.engine import Generation, Stats
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
 from kangaroo_jax.params import Params, load
-from kangaroo_jax.results import Generation, Stats
-from kangaroo_jax.tuner import tune
-from kangaroo_jax.tuning import Tuning
+from kangaroo_jax.proof import LosslessReport, LosslessRow, verify_lossless
+from kangaroo_jax.tuning import Tuning, tune
 
 __version__ = "0.1.0"
 

@@ -8,11 +8,8 @@ from typing import Any
 import numpy as np
 
 from kangaroo_jax.checks import integer
-from kangaroo_jax.options import Options, Plan, plan
+from kangaroo_jax.engine import Generation, Options, Plan, Run, plan, prompt_ids
 from kangaroo_jax.params import Params
-from kangaroo_jax.prompts import prompt_ids
-from kangaroo_jax.results import Generation
-from kangaroo_jax.run import Run
 
 LOOK_SECONDS = 0.05
 """Time between two looks of the host at the text, where it has to look (docs/decisions.md has the measurement)."""

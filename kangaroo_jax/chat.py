@@ -11,10 +11,8 @@ import jax
 from kangaroo_jax import checks
 from kangaroo_jax import decode as dec
 from kangaroo_jax.api import pieces
-from kangaroo_jax.options import Options, Plan, plan
+from kangaroo_jax.engine import Generation, Kept, Options, Plan, Run, plan
 from kangaroo_jax.params import Params
-from kangaroo_jax.results import Generation
-from kangaroo_jax.run import Kept, Run
 from kangaroo_jax.text import chat_ids
 
 _CHUNK = 64

@@ -19,7 +19,7 @@ import pytest
 
 import kangaroo_jax
 from kangaroo_jax import Generation, generate, load, stream
-from kangaroo_jax.compiled import executables
+from kangaroo_jax.engine.programs import executables
 from kangaroo_jax.model import KangarooConfig, init_adapter
 from kangaroo_jax.store import read_config, save_adapter
 from train.corpus import BOS

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import kangaroo_jax
 from kangaroo_jax import Generation, generate
-from kangaroo_jax.compiled import executables
+from kangaroo_jax.engine.programs import executables
 
 CONTEXT = 101
 
@@ -118,7 +118,7 @@ def test_a_batch_beyond_the_memory_says_what_would_fit(
 ) -> None:
     # A context of its own, so that nothing is compiled yet.
     params = tiny.replace(config=dataclasses.replace(tiny.config, max_position_embeddings=CONTEXT - 1))
-    monkeypatch.setattr("kangaroo_jax.memory.free_bytes", lambda: 10_000_000)
+    monkeypatch.setattr("kangaroo_jax.engine.memory.free_bytes", lambda: 10_000_000)
     before = executables()
     with pytest.raises(
         ValueError, match=r"^1000 sequences of up to 128 tokens need about .* GiB .*at most \d+ at"
@@ -128,7 +128,7 @@ def test_a_batch_beyond_the_memory_says_what_would_fit(
     fits = int(str(e.value).split("at most ")[1].split()[0])
     assert 1 < fits < 1000
     assert len(generate(params, [[7]] * fits, max_new_tokens=2)) == fits
-    monkeypatch.setattr("kangaroo_jax.memory.free_bytes", lambda: 1000)
+    monkeypatch.setattr("kangaroo_jax.engine.memory.free_bytes", lambda: 1000)
     with pytest.raises(ValueError, match=r"1 sequence of .*a shorter prompt or a smaller max_new_tokens"):
         generate(params, [7])
 

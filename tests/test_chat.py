@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import kangaroo_jax
 from kangaroo_jax import Chat, Generation, decode, generate
-from kangaroo_jax.compiled import executables
-from kangaroo_jax.options import Options, plan
-from kangaroo_jax.prompts import prompt_ids
-from kangaroo_jax.run import Kept, Run
+from kangaroo_jax.engine.plan import Options, plan
+from kangaroo_jax.engine.programs import executables
+from kangaroo_jax.engine.prompts import prompt_ids
+from kangaroo_jax.engine.run import Kept, Run
 from kangaroo_jax.text import chat_ids
 from train.corpus import BYTE_OFFSET
 

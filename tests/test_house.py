@@ -10,19 +10,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("kangaroo_jax", "convert", "train", "bench")
+PACKAGES = ("kangaroo_jax", "workshop", "convert", "train", "bench")
 
 # What a part may import of this repository beside itself; the first line that fits a module counts.
 ALLOWED = {
+    "kangaroo_jax.checks": (),
     "kangaroo_jax.kernels": (),
-    "kangaroo_jax.model": ("kangaroo_jax.kernels",),
+    "kangaroo_jax.model": ("kangaroo_jax.kernels", "kangaroo_jax.checks"),
     "kangaroo_jax.decode": ("kangaroo_jax.model",),
     "kangaroo_jax.text": ("kangaroo_jax.checks",),
-    "kangaroo_jax.store": ("kangaroo_jax.model",),
+    "kangaroo_jax.store": ("kangaroo_jax.model", "kangaroo_jax.checks"),
+    "kangaroo_jax.baselines": ("kangaroo_jax.model", "kangaroo_jax.store"),
     "kangaroo_jax": (),
-    "convert": ("kangaroo_jax",),
-    "train": ("kangaroo_jax",),
-    "bench": ("kangaroo_jax",),
+    "workshop": ("kangaroo_jax",),
+    "convert": ("kangaroo_jax", "workshop"),
+    "train": ("kangaroo_jax", "workshop"),
+    "bench": ("kangaroo_jax", "workshop"),
 }
 # model and decode are pure: they print nothing, read no environment, open no file.
 PURE = ("kangaroo_jax.model", "kangaroo_jax.decode")
@@ -113,7 +116,7 @@ def test_imports_point_one_way(path: Path) -> None:
         ("kangaroo_jax.text.tokenizer", "import kangaroo_jax.model"),
         ("kangaroo_jax.store.hf", "from kangaroo_jax.decode import state"),
         ("kangaroo_jax.api", "from train.corpus import BOS"),
-        ("kangaroo_jax.lossless", "from kangaroo_jax.cli.terminal import progress"),
+        ("kangaroo_jax.proof.lossless", "from kangaroo_jax.cli.terminal import progress"),
         ("train.adapter", "from kangaroo_jax import cli"),
         ("convert.hf_to_flax", "from train import step"),
         ("train.adapter", "import convert.hf_to_flax as c"),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from kangaroo_jax.text.sources import SourceFile
+from workshop.held_out import SourceFile
 
 UNK, BOS, EOS = 0, 1, 2
 BYTE_OFFSET = 3

@@ -12,7 +12,6 @@ import numpy as np
 from tqdm import tqdm
 
 from kangaroo_jax.text import Tokenizer
-from kangaroo_jax.text.sources import HELD_OUT_SHARE
 from train.batches import Batch, Conversations, Counts, Shape, Windows
 from train.conversation import COLUMNS, EXPECTED, TEXT_COLUMN, Messages, messages_of
 from train.corpus import TokenTexts
@@ -20,6 +19,7 @@ from train.record import text_digest
 from train.render import Renderer, Sample, find_template
 from train.rows import BadRow, BadRows, Source, find_sources, table_rows
 from train.texts import Encoder, Unit, file_units, held_out, split_units, tokenize
+from workshop.held_out import HELD_OUT_SHARE
 
 KNOWN = (*COLUMNS, TEXT_COLUMN)
 # A data set without any of them is refused after so many rows, not after all of them.

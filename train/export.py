@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from kangaroo_jax.model import LlamaConfig, abstract_params
-from kangaroo_jax.store import write_hf
-from kangaroo_jax.store.files import write_json
+from kangaroo_jax.store import config_to_hf, write_hf, write_json
 from train.tokenizer import write_byte_tokenizer
 
 
@@ -42,7 +41,7 @@ def export_joey(config: LlamaConfig, checkpoints: Path, out: Path) -> int:
     write_byte_tokenizer(out)
     generation = {
         "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.to_hf()["eos_token_id"],
+        "eos_token_id": config_to_hf(config)["eos_token_id"],
         "do_sample": False,
     }
     write_json(out / "generation_config.json", generation)

@@ -18,11 +18,11 @@ import numpy as np
 import optax
 
 from kangaroo_jax.model import LlamaConfig, forward, init_params
-from kangaroo_jax.text.sources import SourceFile, split_sources, standard_library
 from train.corpus import BOS, EOS, VOCAB_SIZE, sample_windows
 from train.export import export_joey
 from train.loop import Evaluation, fit
 from train.step import init_state, make_eval_step, make_train_step, split_devices
+from workshop.held_out import SourceFile, split_sources, standard_library
 
 
 def joey_config(

@@ -20,13 +20,14 @@ from jaxtyping import Array, Bool, Float
 from kangaroo_jax.model import (
     KangarooConfig,
     LlamaConfig,
+    RMSNorm,
     draft_head,
     embed,
     head_kernel,
+    linear,
     run_adapter,
     run_layers,
 )
-from kangaroo_jax.model.layers import RMSNorm, linear
 
 Sums = dict[str, jax.Array]
 

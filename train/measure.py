@@ -19,12 +19,12 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kangaroo_jax.model import LlamaConfig, abstract_adapter, abstract_params, init_adapter, init_params
-from kangaroo_jax.model.shapes import SHAPES as PUBLISHED
-from kangaroo_jax.model.sharding import target_sharding
+from kangaroo_jax.store import target_sharding
 from train.joey import joey_config
 from train.loss import distillation_loss
 from train.optimizer import adapter_optimizer
 from train.step import init_state, make_train_step, place, place_batch, target_mesh
+from workshop.shapes import SHAPES as PUBLISHED
 
 SHAPES = {"joey": joey_config(), **{name: PUBLISHED[name] for name in ("vicuna-7b", "vicuna-13b", "vicuna-33b")}}
 

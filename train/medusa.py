@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kangaroo_jax.model import MEDUSA_HEADS, LlamaConfig, embed, init_medusa, medusa_states, one_head, run_layers
-from kangaroo_jax.model.layers import RMSNorm
-from kangaroo_jax.store import load_target, save_medusa
-from kangaroo_jax.store.medusa import MEDUSA_CONFIG
+from kangaroo_jax.baselines import MEDUSA_CONFIG, MEDUSA_HEADS, init_medusa, medusa_states, one_head, save_medusa
+from kangaroo_jax.model import LlamaConfig, RMSNorm, embed, run_layers
+from kangaroo_jax.store import load_target
 from train.companion import ahead_sums, build_parser, counted, prepare, run, train
 from train.loss import Sums
 from train.optimizer import adapter_optimizer

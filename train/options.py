@@ -9,8 +9,8 @@ from pathlib import Path
 import jax
 import optax
 
+from kangaroo_jax.checks import INT32
 from kangaroo_jax.model import ADAPTER_KINDS, LlamaConfig
-from kangaroo_jax.model.fields import INT32
 from kangaroo_jax.store import EMBEDDED
 from train.optimizer import SCHEDULES, adapter_optimizer
 from train.recipe import KIND

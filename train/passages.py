@@ -15,7 +15,7 @@ import tokenize
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
-from kangaroo_jax.text.sources import SourceFile
+from workshop.held_out import SourceFile
 
 SHORTEST, LONGEST = 120, 360
 FOLLOWING = 128

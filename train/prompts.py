@@ -7,7 +7,7 @@ import json
 import random
 from pathlib import Path
 
-from kangaroo_jax.text.sources import SourceFile, split_sources, standard_library
+from workshop.held_out import SourceFile, split_sources, standard_library
 
 
 def draw_prompts(files: list[SourceFile], count: int, size: int, seed: int) -> list[dict[str, str]]:

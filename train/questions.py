@@ -18,9 +18,9 @@ from typing import Any
 from tqdm import tqdm
 
 from kangaroo_jax.store.files import whole_file
-from kangaroo_jax.text.sources import SourceFile, split_sources, standard_library
 from train.passages import FOLLOWING, KINDS, Parsed, Passage
 from train.prompts import end_within_line
+from workshop.held_out import SourceFile, split_sources, standard_library
 
 RUN_CHARACTERS = 40
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from kangaroo_jax.checks import INT32
 from kangaroo_jax.model import AdapterConfig, KangarooConfig, LlamaConfig
-from kangaroo_jax.model.fields import INT32
 from train.data import Data
 
 KIND = AdapterConfig().kind

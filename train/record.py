@@ -19,9 +19,9 @@ import jax
 import numpy as np
 
 from kangaroo_jax.model import LlamaConfig
-from kangaroo_jax.store import fingerprint
+from kangaroo_jax.store import fingerprint, read_json, write_json
 from kangaroo_jax.store.failures import system_error
-from kangaroo_jax.store.files import locked, read_json, write_json
+from kangaroo_jax.store.files import locked
 from train.best import BEST
 from train.checkpoints import CHECKPOINTS
 from train.corpus import TokenTexts

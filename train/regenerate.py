@@ -21,10 +21,9 @@ from typing import Any, NoReturn
 
 import kangaroo_jax
 from kangaroo_jax.checks import integer, real
-from kangaroo_jax.options import Options, Plan, plan
+from kangaroo_jax.engine import Options, Plan, plan
 from kangaroo_jax.store import fingerprint, resolve
 from kangaroo_jax.store.files import check_vacant, whole_file
-from kangaroo_jax.text.sources import split_sources, standard_library
 from train.conversation import EXPECTED
 from train.journal import Journal, claimed
 from train.loop import Terminated, deferred_stops
@@ -34,6 +33,7 @@ from train.render import find_template
 from train.replies import Totals, Writer
 from train.rows import BadRows
 from train.turns import COMPLETE, Row, beginning, in_their_form, read_rows
+from workshop.held_out import split_sources, standard_library
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
 

@@ -10,8 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kangaroo_jax import Generation, Params
-from kangaroo_jax.options import Plan
-from kangaroo_jax.run import Run
+from kangaroo_jax.engine import Plan, Run
 from kangaroo_jax.store.files import first_line
 from kangaroo_jax.text import chat_ids
 from train.journal import Journal

@@ -12,12 +12,10 @@ import jax
 from jax.sharding import Mesh
 
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter
-from kangaroo_jax.model.sharding import target_sharding
-from kangaroo_jax.store import EMBEDDED, load_adapter, load_target, read_config, resolve
+from kangaroo_jax.store import EMBEDDED, load_adapter, load_target, read_config, resolve, target_sharding
 from kangaroo_jax.store.adapters import ADAPTER_CONFIG
 from kangaroo_jax.store.record import check_draft
 from kangaroo_jax.text import Tokenizer, load_tokenizer
-from kangaroo_jax.text.sources import split_sources, standard_library
 from train.batches import Shape
 from train.data import Data, load_data, text_data
 from train.metrics import require_libraries
@@ -25,6 +23,7 @@ from train.options import check_against_target, check_data, check_numbers
 from train.recipe import drafts_of, scheduled, settled
 from train.record import check_writable, run_settings
 from train.step import one_copy, target_mesh
+from workshop.held_out import split_sources, standard_library
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
-from kangaroo_jax.text.sources import cut_at_lines, is_held_out
 from train.corpus import TokenTexts
 from train.rows import TABLE_SUFFIXES, TEXT_SUFFIXES, Source
+from workshop.held_out import cut_at_lines, is_held_out
 
 BLOCK_LINES = 64
 

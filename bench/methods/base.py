@@ -11,9 +11,8 @@ import numpy as np
 
 import kangaroo_jax
 from kangaroo_jax import decode as dec
+from kangaroo_jax.engine import Options, Plan, Run, plan
 from kangaroo_jax.kernels import Packed
-from kangaroo_jax.options import Options, Plan, plan
-from kangaroo_jax.run import Run
 
 
 @dataclasses.dataclass(frozen=True)

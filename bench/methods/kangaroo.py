@@ -12,8 +12,8 @@ import kangaroo_jax
 from bench.methods.base import Method, Ready, count_parameters
 from kangaroo_jax import decode as dec
 from kangaroo_jax.checks import integer, real
+from kangaroo_jax.engine import Options, plan
 from kangaroo_jax.model import KangarooConfig, KVCache, logits
-from kangaroo_jax.options import Options, plan
 
 PAPER = "Liu et al. 2024, arXiv 2404.18911"
 

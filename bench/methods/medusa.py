@@ -17,10 +17,10 @@ import kangaroo_jax
 from bench.methods.base import Method, Ready, count_parameters
 from bench.methods.medusa_tree import PUBLISHED, Paths, line, published
 from kangaroo_jax import decode as dec
+from kangaroo_jax.baselines import count_heads, load_medusa, medusa_logits
 from kangaroo_jax.checks import integer
-from kangaroo_jax.model import count_heads, medusa_logits
-from kangaroo_jax.model.layers import RMSNorm
-from kangaroo_jax.store import companion, load_medusa
+from kangaroo_jax.model import RMSNorm
+from kangaroo_jax.store import companion
 from kangaroo_jax.store.names import expand
 
 PAPER = "Cai et al. 2024, arXiv 2401.10774"

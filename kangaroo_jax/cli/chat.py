@@ -23,7 +23,7 @@ from pathlib import Path
 
 import kangaroo_jax
 from kangaroo_jax.cli import lines, options, terminal
-from kangaroo_jax.store.names import home
+from kangaroo_jax.store import home
 
 COMMANDS = {
     "/help": "list the commands",

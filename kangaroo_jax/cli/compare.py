@@ -1,4 +1,4 @@
-"""``--compare``: what it takes and what it prints; the measuring is ``kangaroo_jax.compare``'s."""
+"""``--compare``: what it takes and what it prints; the measuring is ``kangaroo_jax.proof.compare``'s."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import kangaroo_jax
 from kangaroo_jax.cli import options, terminal
-from kangaroo_jax.compare import Pair, compare, read_prompts, summarise
 from kangaroo_jax.kernels import describe
+from kangaroo_jax.proof import Pair, compare, read_prompts, summarise
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import kangaroo_jax
+from kangaroo_jax.engine import Options
 from kangaroo_jax.kernels import CHOICES
-from kangaroo_jax.model.config import METHODS
-from kangaroo_jax.options import Options
+from kangaroo_jax.model import METHODS
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 """Arguments of ``kangaroo_jax.generate`` that have an effect only if tokens are drawn."""

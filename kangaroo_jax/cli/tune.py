@@ -25,9 +25,9 @@ from pathlib import Path
 
 import kangaroo_jax
 from kangaroo_jax.cli import options, terminal
-from kangaroo_jax.compare import read_prompts
+from kangaroo_jax.proof import read_prompts
 from kangaroo_jax.store import check_writable, find_adapter, resolve
-from kangaroo_jax.tuner import steps
+from kangaroo_jax.tuning.search import steps
 
 IN_PLACE = Path()
 

@@ -19,8 +19,7 @@ import json
 from pathlib import Path
 
 from kangaroo_jax.cli import options, terminal
-from kangaroo_jax.compare import read_prompts
-from kangaroo_jax.lossless import verify_lossless
+from kangaroo_jax.proof import read_prompts, verify_lossless
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,8 +1,8 @@
 """The algorithm: prefill, then rounds of draft, verify, accept, commit. Pure functions; one idea a file."""
 
 from kangaroo_jax.decode.accept import accept_greedy, accept_sampled, accept_tree
-from kangaroo_jax.decode.draft import Kangaroo, draft, propose
 from kangaroo_jax.decode.drafter import Draft, Drafter, Piece, Tree, Verified, token_draft, tree_of
+from kangaroo_jax.decode.kangaroo import Kangaroo, draft, propose
 from kangaroo_jax.decode.loop import decode, plain_round, speculative_round
 from kangaroo_jax.decode.prefill import allocate, bucket, cache_slots, prefill, prefill_chunk
 from kangaroo_jax.decode.sampling import Sampling, log_probabilities, most_likely

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from jaxtyping import Array
 
 from kangaroo_jax.decode.accept import accept_greedy, accept_sampled
-from kangaroo_jax.decode.draft import KANGAROO, Propose, propose
 from kangaroo_jax.decode.drafter import Drafter
+from kangaroo_jax.decode.kangaroo import KANGAROO, Propose, propose
 from kangaroo_jax.model import AdapterConfig, LlamaConfig
 
 

@@ -6,7 +6,8 @@ K key/value heads, hd head_dim, F intermediate_size, V vocab_size, N layers, G =
 
 from kangaroo_jax.model.adapter import Adapter, abstract_adapter, draft_head, init_adapter, run_adapter
 from kangaroo_jax.model.cache import KVCache, init_cache, keep_path
-from kangaroo_jax.model.config import KangarooConfig, LlamaConfig, RopeScaling
+from kangaroo_jax.model.config import FAMILIES, METHODS, KangarooConfig, LlamaConfig, RopeScaling
+from kangaroo_jax.model.layers import RMSNorm, linear
 from kangaroo_jax.model.llama import (
     abstract_params,
     embed,
@@ -17,30 +18,21 @@ from kangaroo_jax.model.llama import (
     logits,
     run_layers,
 )
-from kangaroo_jax.model.medusa import (
-    MEDUSA_HEADS,
-    abstract_medusa,
-    count_heads,
-    init_medusa,
-    medusa_logits,
-    medusa_states,
-    one_head,
-)
 from kangaroo_jax.model.variants import ADAPTER_KINDS, AdapterConfig
 
 __all__ = [
     "ADAPTER_KINDS",
-    "MEDUSA_HEADS",
+    "FAMILIES",
+    "METHODS",
     "Adapter",
     "AdapterConfig",
     "KVCache",
     "KangarooConfig",
     "LlamaConfig",
+    "RMSNorm",
     "RopeScaling",
     "abstract_adapter",
-    "abstract_medusa",
     "abstract_params",
-    "count_heads",
     "draft_head",
     "embed",
     "forward",
@@ -48,13 +40,10 @@ __all__ = [
     "head_kernel",
     "init_adapter",
     "init_cache",
-    "init_medusa",
     "init_params",
     "keep_path",
+    "linear",
     "logits",
-    "medusa_logits",
-    "medusa_states",
-    "one_head",
     "run_adapter",
     "run_layers",
 ]

@@ -1,17 +1,35 @@
-"""Frozen descriptions of a target model and of its Kangaroo draft model.
-
-Field names are those of Hugging Face's ``config.json``, so reading one is a filter and a few checks.
-"""
+"""Frozen descriptions of a target model and of its Kangaroo draft model; field names are Hugging Face's."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
-from kangaroo_jax.model.families import FAMILIES, Family, family_of, window_from_hf, window_to_hf
-from kangaroo_jax.model.fields import DEEPEST, INT32, WIDEST, brief, check_integer, positive
+from kangaroo_jax.checks import DEEPEST, INT32, brief, check_integer, positive
 from kangaroo_jax.model.variants import AdapterConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What the layers of one ``model_type`` compute beside Llama's.
+
+    Attributes:
+        qkv_bias: whether q, k and v have biases.
+        qk_norm: whether every head of q and k is normalised before it is rotated.
+        windowed: whether ``sliding_window`` means something.
+    """
+
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    windowed: bool = False
+
+
+FAMILIES = {
+    "llama": Family(),
+    "mistral": Family(windowed=True),
+    "qwen2": Family(qkv_bias=True, windowed=True),
+    "qwen3": Family(qk_norm=True, windowed=True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +61,6 @@ class RopeScaling:
             )
         check_integer("original_max_position_embeddings", self.original_max_position_embeddings, most=INT32)
 
-    def to_hf(self) -> dict[str, Any]:
-        """Return the ``rope_scaling`` entry of a ``config.json``."""
-        fields: dict[str, Any] = {"rope_type": self.rope_type, "factor": self.factor}
-        if self.rope_type == "llama3":
-            fields |= {
-                "low_freq_factor": self.low_freq_factor,
-                "high_freq_factor": self.high_freq_factor,
-                "original_max_position_embeddings": self.original_max_position_embeddings,
-            }
-        return fields
-
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
@@ -74,7 +81,7 @@ class LlamaConfig:
         tie_word_embeddings: whether the LM head is the transposed embedding table.
         bos_token_id: token a prompt starts with, or None.
         eos_token_id: tokens that end a sequence; any number of them.
-        model_type: "llama", "mistral", "qwen2" (biases on q, k and v) or "qwen3" (norms on q and k); see ``families``.
+        model_type: "llama", "mistral", "qwen2" (biases on q, k and v) or "qwen3" (norms on q and k).
         sliding_window: positions that a token sees in every layer, itself included, or None for all before it. Caches
             still hold all positions.
     """
@@ -136,63 +143,6 @@ class LlamaConfig:
         """The same shape with Llama's own layers, without biases, q/k norms and window."""
         return dataclasses.replace(self, model_type="llama", sliding_window=None)
 
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
-        """Build the config from the contents of a Hugging Face ``config.json``.
-
-        Both dialects are read: ``rope_theta`` / ``rope_scaling``, and ``rope_parameters`` of transformers 5.
-
-        Args:
-            config: the parsed ``config.json``.
-
-        Raises:
-            ValueError: if a field is missing, or describes a network this package does not compute.
-        """
-        family = family_of(config)
-        config = {**family.defaults, **config}
-        required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        if missing := [name for name in required if config.get(name) is None]:
-            raise ValueError(f"config.json lacks {', '.join(missing)}; is it the config of a language model?")
-        for name in required:  # Some are computed with here, before the rest is checked.
-            check_integer(name, config[name], most=DEEPEST if name == "num_hidden_layers" else WIDEST)
-        heads = config["num_attention_heads"]
-        theta, scaling = _rope_from_hf(config)
-        eos = config.get("eos_token_id", 2)  # As transformers' Llama: 2 when absent, none when null.
-        optional = {
-            name: config[name]
-            for name in ("rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "bos_token_id")
-            if name in config
-        }
-        if config.get("max_sequence_length"):  # Vicuna's 16k models: the other field is the length before the stretch.
-            optional["max_position_embeddings"] = config["max_sequence_length"]
-        return cls(
-            **{name: config[name] for name in required},
-            num_key_value_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            rope_theta=theta,
-            rope_scaling=scaling,
-            eos_token_id=() if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,),
-            model_type=config.get("model_type") or "llama",
-            sliding_window=window_from_hf(family, config),
-            **optional,
-        )
-
-    def to_hf(self) -> dict[str, Any]:
-        """Return the ``config.json`` of this model, readable by transformers and by ``from_hf``."""
-        fields = dataclasses.asdict(self)
-        del fields["sliding_window"]
-        eos = list(self.eos_token_id)
-        fields |= {
-            "architectures": [self.family.architecture],
-            "hidden_act": "silu",
-            **({} if self.family.qkv_bias else {"attention_bias": False}),
-            "mlp_bias": False,
-            "rope_scaling": self.rope_scaling.to_hf() if self.rope_scaling else None,
-            "eos_token_id": None if not eos else eos[0] if len(eos) == 1 else eos,
-        }
-        # For Llama these fields stay as they are: fingerprints of targets, which adapters carry, are made from them.
-        return fields | window_to_hf(self.family, self.sliding_window, self.num_hidden_layers)
-
 
 METHODS = ("kangaroo", "plain")
 """Ways to decode a text."""
@@ -222,35 +172,3 @@ def _set_positive(config: Any, *names: str) -> None:
     """Check fields that are numbers above 0, and make floats of them: JSON may have 500000 for 500000.0."""
     for name in names:
         object.__setattr__(config, name, positive(name, getattr(config, name)))  # The class is frozen.
-
-
-def _rope_from_hf(config: Mapping[str, Any]) -> tuple[Any, RopeScaling | None]:
-    """Read theta and scaling from either dialect of ``config.json``."""
-    for name in ("rope_parameters", "rope_scaling"):
-        if config.get(name) and not isinstance(config[name], Mapping):
-            raise ValueError(f"{name} is {brief(config[name])}; it must be an object or null")
-    new = config.get("rope_parameters") or {}
-    scaling = new or config.get("rope_scaling") or {}
-    thetas = (fields.get("rope_theta") for fields in (new, config))
-    theta = next((theta for theta in thetas if theta is not None), 10000.0)
-    if nested := [name for name, value in scaling.items() if isinstance(value, Mapping)]:
-        raise ValueError(
-            f"config.json has rope_parameters for {brief(', '.join(nested))[1:-1]}; only one rope for all is supported"
-        )
-    if (part := scaling.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1) != 1:
-        raise ValueError(
-            f"config.json has partial_rotary_factor = {brief(part)}; only heads rotated whole are supported"
-        )
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind == "default":
-        return theta, None
-    if kind not in ("linear", "llama3"):
-        raise ValueError(
-            f"config.json has rope_type {brief(kind)}; only 'default', 'linear' and 'llama3' are supported"
-        )
-    names = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    needed = ("factor", *names) if kind == "llama3" else ("factor",)
-    if missing := [name for name in needed if name not in scaling]:
-        raise ValueError(f"config.json has rope_type {kind!r} without {', '.join(missing)}")
-    extra = {name: scaling[name] for name in names} if kind == "llama3" else {}
-    return theta, RopeScaling(kind, scaling["factor"], **extra)

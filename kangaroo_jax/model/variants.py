@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from kangaroo_jax.model.fields import brief, positive
+from kangaroo_jax.checks import brief, positive
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,18 @@ from kangaroo_jax.store.checkpoint import (
     to_device,
 )
 from kangaroo_jax.store.choice import check_writable, save_choice
-from kangaroo_jax.store.hf import DTYPES, as_dtype, open_hf, read_config, read_hf, write_hf
+from kangaroo_jax.store.dialects import config_from_hf, config_to_hf
+from kangaroo_jax.store.files import read_json, whole_directory, write_json
+from kangaroo_jax.store.hf import (
+    DTYPES,
+    as_dtype,
+    open_hf,
+    read_config,
+    read_hf,
+    stored_tensors,
+    write_hf,
+    write_safetensors,
+)
 from kangaroo_jax.store.mapping import (
     DuplicateTensors,
     ExtraTensors,
@@ -26,13 +37,14 @@ from kangaroo_jax.store.mapping import (
     MisshapenTensors,
     MissingTensors,
     Params,
+    check_shapes,
     flatten,
     from_flax,
     to_flax,
     unflatten,
 )
-from kangaroo_jax.store.medusa import load_medusa, save_medusa
 from kangaroo_jax.store.names import ALIASES, EMBEDDED, companion, home, resolve
+from kangaroo_jax.store.placement import target_sharding
 from kangaroo_jax.store.record import fingerprint
 
 __all__ = [
@@ -47,27 +59,37 @@ __all__ = [
     "Params",
     "Placement",
     "as_dtype",
+    "check_shapes",
     "check_writable",
     "companion",
+    "config_from_hf",
+    "config_to_hf",
     "default_dtype",
     "find_adapter",
     "fingerprint",
+    "flatten",
     "from_flax",
     "home",
     "load_adapter",
-    "load_medusa",
     "load_target",
     "open_hf",
     "read_config",
     "read_hf",
+    "read_json",
     "resolve",
     "restore_params",
     "save_adapter",
     "save_choice",
-    "save_medusa",
     "save_params",
+    "stored_tensors",
+    "target_sharding",
+    "to_device",
     "to_flax",
+    "unflatten",
+    "whole_directory",
     "write_hf",
+    "write_json",
+    "write_safetensors",
 ]
 
 

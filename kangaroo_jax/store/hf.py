@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from kangaroo_jax.model import LlamaConfig
+from kangaroo_jax.store.dialects import config_from_hf, config_to_hf
 from kangaroo_jax.store.files import first_line, read_json, whole_file, write_json
 from kangaroo_jax.store.mapping import Leaf, Params, from_flax, leaves, unflatten
 from kangaroo_jax.store.torch_file import TorchFile
@@ -92,7 +93,7 @@ def read_config(directory: Path) -> LlamaConfig:
         eos = read_json(generation, "repair or remove it").get("eos_token_id")
         fields |= {} if eos is None else {"eos_token_id": eos}
     try:
-        return LlamaConfig.from_hf(fields)
+        return config_from_hf(fields)
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from error
 
@@ -155,7 +156,7 @@ def write_hf(directory: Path, config: LlamaConfig, params: Params, dtype: Any = 
         tensors = {name: values.astype(kind) for name, values in tensors.items()}
     write_safetensors(directory / SINGLE, tensors)
     stored = next(iter(tensors.values())).dtype.name
-    write_json(directory / "config.json", config.to_hf() | {"torch_dtype": stored})
+    write_json(directory / "config.json", config_to_hf(config) | {"torch_dtype": stored})
 
 
 def weight_files(directory: Path) -> list[Path]:

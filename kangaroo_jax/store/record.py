@@ -9,9 +9,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from kangaroo_jax.model import AdapterConfig, KangarooConfig, LlamaConfig
-from kangaroo_jax.model.config import METHODS
-from kangaroo_jax.model.fields import brief
+from kangaroo_jax.checks import brief
+from kangaroo_jax.model import METHODS, AdapterConfig, KangarooConfig, LlamaConfig
+from kangaroo_jax.store.dialects import config_to_hf
 from kangaroo_jax.store.mapping import flatten
 from kangaroo_jax.store.torch_zip import shown
 
@@ -37,7 +37,7 @@ def fingerprint(config: LlamaConfig) -> str:
     Special tokens and the context length are left out; they may be edited without harm to an adapter.
     """
     ignored = ("bos_token_id", "eos_token_id", "max_position_embeddings")
-    fields = flatten({name: value for name, value in config.to_hf().items() if name not in ignored})
+    fields = flatten({name: value for name, value in config_to_hf(config).items() if name not in ignored})
     # 500000 and 500000.0 are the same theta.
     fields = {name: float(value) if isinstance(value, int | float) else value for name, value in fields.items()}
     return f"{config.model_type}-" + hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

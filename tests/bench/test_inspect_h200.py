@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from bench import hlo, inspect, programs, thunks
-from kangaroo_jax.model.shapes import SHAPES
+from workshop.shapes import SHAPES
 
 pytestmark = pytest.mark.h200
 

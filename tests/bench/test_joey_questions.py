@@ -9,9 +9,9 @@ import re
 from bench.questions import JOEY_QUESTIONS, read_questions, tasks_of
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import read_config, resolve
-from kangaroo_jax.text.sources import is_held_out
 from train.passages import KINDS, LONGEST, SHORTEST
 from train.questions import runs
+from workshop.held_out import is_held_out
 
 ROWS = [json.loads(line) for line in JOEY_QUESTIONS.read_text("utf-8").splitlines()]
 

@@ -17,8 +17,8 @@ from bench.methods import make
 from bench.methods.lookahead import Lookahead
 from bench.methods.lookahead_rows import Layout
 from kangaroo_jax import decode as dec
-from kangaroo_jax.compare import read_prompts
 from kangaroo_jax.model import LlamaConfig, abstract_params
+from kangaroo_jax.proof.compare import read_prompts
 
 Next = Callable[[list[int]], int]
 SMALL = {"W": 5, "N": 4, "G": 3}

@@ -7,9 +7,9 @@ import pytest
 import kangaroo_jax
 from bench import datastore
 from bench.methods import make
-from kangaroo_jax.compare import read_prompts
+from kangaroo_jax.proof.compare import read_prompts
 from kangaroo_jax.store.names import companion
-from kangaroo_jax.text.sources import split_sources, standard_library
+from workshop.held_out import split_sources, standard_library
 
 SMALL = {"prompt-lookup": {}, "rest": {"num_draft": 7, "matches": 64}}
 

@@ -16,18 +16,10 @@ from bench import methods
 from bench.methods.medusa import Medusa
 from bench.methods.medusa_tree import Paths, line, published
 from kangaroo_jax import decode as dec
-from kangaroo_jax.model import (
-    LlamaConfig,
-    abstract_adapter,
-    abstract_medusa,
-    embed,
-    init_medusa,
-    medusa_logits,
-    run_layers,
-)
+from kangaroo_jax.baselines import abstract_medusa, init_medusa, medusa_logits, save_medusa
+from kangaroo_jax.model import LlamaConfig, abstract_adapter, embed, run_layers
 from kangaroo_jax.model.layers import RMSNorm
-from kangaroo_jax.model.shapes import SHAPES
-from kangaroo_jax.store import save_medusa
+from workshop.shapes import SHAPES
 
 PROMPTS = [[1, *range(40, 40 + size)] for size in (1, 7, 19)]
 NEW_TOKENS = 24

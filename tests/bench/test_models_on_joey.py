@@ -12,8 +12,9 @@ import pytest
 
 import kangaroo_jax
 from bench import methods
-from kangaroo_jax.model import init_medusa, init_params
-from kangaroo_jax.store import save_medusa, write_hf
+from kangaroo_jax.baselines import init_medusa, save_medusa
+from kangaroo_jax.model import init_params
+from kangaroo_jax.store import write_hf
 from train.draft_model import FOR_JOEY, draft_config
 
 SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (

@@ -18,7 +18,7 @@ from bench import datastore
 from bench.methods import make
 from bench.methods.rest import Datastore, continuations, frequent_prefixes, longest_match
 from kangaroo_jax.store.names import companion
-from kangaroo_jax.text.sources import is_held_out
+from workshop.held_out import is_held_out
 
 NEW_TOKENS = 40
 SMALL = {"num_draft": 7, "matches": 50, "continuation": 4}

@@ -15,7 +15,7 @@ import pytest
 
 import kangaroo_jax
 from kangaroo_jax.cli import chat as command
-from kangaroo_jax.run import Run
+from kangaroo_jax.engine.run import Run
 
 Outcome = tuple[int, str, str]
 PIPED, TYPED = False, True

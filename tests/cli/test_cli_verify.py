@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 import kangaroo_jax
-from kangaroo_jax import Generation, lossless
+from kangaroo_jax import Generation
 from kangaroo_jax.cli import verify
-from kangaroo_jax.compare import read_prompts
+from kangaroo_jax.proof import lossless
+from kangaroo_jax.proof.compare import read_prompts
 
 PROMPT = "def f(x):"
 

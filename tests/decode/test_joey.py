@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import pytest
 
 import kangaroo_jax
-from kangaroo_jax.compare import read_prompts
 from kangaroo_jax.model import forward
-from kangaroo_jax.text.sources import split_sources, standard_library
+from kangaroo_jax.proof.compare import read_prompts
 from train.prompts import draw_prompts
+from workshop.held_out import split_sources, standard_library
 
 GAMMAS = (1, 2, 4, 6, 8)
 ETAS = (0.0, 0.3, 0.6, 0.9, 1.1)

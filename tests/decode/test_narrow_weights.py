@@ -12,7 +12,7 @@ import pytest
 
 from bench.programs import Lowered, Program, lower
 from kangaroo_jax import decode as dec
-from kangaroo_jax.compiled import NARROW_OPTIONS, OPTIONS, compiled, options
+from kangaroo_jax.engine.programs import NARROW_OPTIONS, OPTIONS, compiled, options
 from kangaroo_jax.model import LlamaConfig, forward, init_adapter, init_params
 from kangaroo_jax.model.layers import linear
 

@@ -13,7 +13,7 @@ import pytest
 from bench import hlo
 from bench.programs import Lowered, Program, build, lower
 from kangaroo_jax import decode as dec
-from kangaroo_jax.compiled import compiled, executables
+from kangaroo_jax.engine.programs import compiled, executables
 from kangaroo_jax.model import AdapterConfig, LlamaConfig
 
 CONFIG = LlamaConfig(

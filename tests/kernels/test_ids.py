@@ -7,8 +7,8 @@ from functools import cache
 import pytest
 
 import kangaroo_jax
-from kangaroo_jax.compare import read_prompts
-from kangaroo_jax.lossless import verify_lossless
+from kangaroo_jax.proof.compare import read_prompts
+from kangaroo_jax.proof.lossless import verify_lossless
 
 PROMPTS = [row["prompt"] for row in read_prompts()]
 

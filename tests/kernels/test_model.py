@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import kangaroo_jax
-from kangaroo_jax.compare import read_prompts
 from kangaroo_jax.model import LlamaConfig, embed, forward, init_cache, logits, run_layers
-from kangaroo_jax.rescore import rescore
+from kangaroo_jax.proof.compare import read_prompts
+from kangaroo_jax.proof.rescore import rescore
 
 LENGTH, BLOCK = 48, 16
 PROMPTS = [row["prompt"] for row in read_prompts()]

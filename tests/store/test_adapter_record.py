@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from kangaroo_jax.model import ADAPTER_KINDS, AdapterConfig, KangarooConfig, LlamaConfig, RopeScaling, init_adapter
-from kangaroo_jax.store import ExtraTensors, MissingTensors, from_flax, load_adapter, save_adapter
+from kangaroo_jax.store import ExtraTensors, MissingTensors, config_to_hf, from_flax, load_adapter, save_adapter
 from kangaroo_jax.store.hf import write_safetensors
 from kangaroo_jax.store.record import adapter_record
 from kangaroo_jax.store.tables import ADAPTER, adapter_table
@@ -45,7 +45,7 @@ def theirs(directory, config, **fields):
     directory.mkdir()
     params = jax.device_get(init_adapter(config, jax.random.key(1)))
     write_safetensors(directory / "model.safetensors", dict(from_flax(config, params, ADAPTER)))
-    one = dataclasses.replace(config, num_hidden_layers=1).to_hf()
+    one = config_to_hf(dataclasses.replace(config, num_hidden_layers=1))
     (directory / "config.json").write_text(json.dumps(one | fields))
     return directory
 

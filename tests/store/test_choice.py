@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kangaroo_jax.model import AdapterConfig, KangarooConfig, LlamaConfig, init_adapter
-from kangaroo_jax.store import check_writable, from_flax, load_adapter, save_adapter, save_choice
+from kangaroo_jax.store import check_writable, config_to_hf, from_flax, load_adapter, save_adapter, save_choice
 from kangaroo_jax.store.adapters import read_adapter
 from kangaroo_jax.store.hf import write_safetensors
 from kangaroo_jax.store.names import embedded
@@ -36,7 +36,7 @@ def theirs(directory: Path, **fields: object) -> Path:
     directory.mkdir()
     params = jax.device_get(init_adapter(CONFIG, jax.random.key(1)))
     write_safetensors(directory / "model.safetensors", dict(from_flax(CONFIG, params, ADAPTER)))
-    one = dataclasses.replace(CONFIG, num_hidden_layers=1).to_hf()
+    one = config_to_hf(dataclasses.replace(CONFIG, num_hidden_layers=1))
     (directory / "config.json").write_text(json.dumps(one | fields))
     return directory
 

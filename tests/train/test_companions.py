@@ -12,9 +12,9 @@ import pytest
 
 import kangaroo_jax
 from bench import methods
-from kangaroo_jax.model import LlamaConfig, embed, init_medusa, medusa_logits, run_layers
+from kangaroo_jax.baselines import init_medusa, load_medusa, medusa_logits
+from kangaroo_jax.model import LlamaConfig, embed, run_layers
 from kangaroo_jax.model.layers import RMSNorm
-from kangaroo_jax.store import load_medusa
 from train import draft_model, medusa
 from train.companion import ahead_sums, counted
 from train.draft_model import draft_config

@@ -13,10 +13,10 @@ import pytest
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import load_target
 from kangaroo_jax.text import load_tokenizer
-from kangaroo_jax.text.sources import SourceFile
 from train import joey
 from train.corpus import encode_bytes
 from train.export import export_joey
+from workshop.held_out import SourceFile
 
 
 @pytest.mark.full

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kangaroo_jax.text.sources import SourceFile
 from train import questions
 from train.passages import FOLLOWING, KINDS, LONGEST, Parsed, table_lines
 from train.prompts import end_within_line
 from train.questions import draw_questions, runs
+from workshop.held_out import SourceFile
 
 PROSE = "".join(f"    Sentence {n} of a docstring says something.\n" for n in range(12))
 BODY = "".join(f"    step_{n} = compute(step_{n - 1}, {n})\n" for n in range(1, 13))
@@ -160,7 +160,7 @@ def test_the_command_writes_json_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(questions, "standard_library", lambda: tmp_path / "lib")
-    monkeypatch.setattr("kangaroo_jax.text.sources.is_held_out", lambda name: "held" in name)
+    monkeypatch.setattr("workshop.held_out.is_held_out", lambda name: "held" in name)
     for file in (*corpus("held", 3), *corpus("seen", 1)):
         (tmp_path / "lib" / file.name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "lib" / file.name).write_bytes(file.data)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from kangaroo_jax.model import LlamaConfig
-from kangaroo_jax.model.shapes import SHAPES
 from train.joey import joey_config
 from train.options import build_parser
 from train.recipe import drafts_of, scheduled, settled
 from train.run import settle
+from workshop.shapes import SHAPES
 
 
 def options(words: str, config: LlamaConfig) -> Any:

@@ -22,12 +22,12 @@ import kangaroo_jax
 import train.options
 import train.regenerate
 from kangaroo_jax.store import write_hf
-from kangaroo_jax.text.sources import is_held_out
 from train.batches import Conversations, Shape, Windows
 from train.data import load_data
 from train.journal import Journal
 from train.regenerate import build_parser, main
 from train.tokenizer import write_byte_tokenizer
+from workshop.held_out import is_held_out
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kangaroo_jax
-from kangaroo_jax.options import Options, plan
+from kangaroo_jax.engine.plan import Options, plan
 from train.journal import Journal
 from train.replies import Batch, Totals, Writer
 from train.turns import Reply, Row
@@ -117,7 +117,7 @@ def test_sampled_replies_depend_on_seed_and_row_and_not_on_the_batch(tmp_path: P
 def test_a_batch_beyond_the_memory_is_refused_with_what_to_do(
     tmp_path: Path, tiny: kangaroo_jax.Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kangaroo_jax.memory.free_bytes", lambda: 10**6)
+    monkeypatch.setattr("kangaroo_jax.engine.memory.free_bytes", lambda: 10**6)
     with pytest.raises(ValueError, match=r"--batch-size is 16, and .* pass at most .* with a smaller one") as caught:
         written(tiny, tmp_path / "j", ["abc"] * 16, 16, max_new_tokens=50)
     assert "\n" not in str(caught.value)

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from kangaroo_jax.model import LlamaConfig, init_adapter, init_params
-from kangaroo_jax.model.sharding import target_sharding
+from kangaroo_jax.store.placement import target_sharding
 from train.loss import distillation_loss
 from train.optimizer import adapter_optimizer
 from train.step import init_state, make_eval_step, make_train_step, place, place_batch, target_mesh

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kangaroo_jax.text.sources import SourceFile, cut_at_lines, is_held_out
 from train.corpus import BOS, BYTE_OFFSET, EOS, TokenTexts, encode_bytes, sample_windows
 from train.data import read_sources
 from train.texts import BLOCK_LINES, split_units, tokenize, window_batch
+from workshop.held_out import SourceFile, cut_at_lines, is_held_out
 
 
 class Bytes:

@@ -1,0 +1,26 @@
+"""The host's side of decoding: what is asked for, what is compiled, what fits the memory, and what comes out."""
+
+from kangaroo_jax.engine.memory import check_memory, free_bytes
+from kangaroo_jax.engine.plan import Options, Plan, plan
+from kangaroo_jax.engine.programs import ONE_GRAPH, compile_with, compiled, executables, options
+from kangaroo_jax.engine.prompts import prompt_ids
+from kangaroo_jax.engine.results import Generation, Stats
+from kangaroo_jax.engine.run import Kept, Run
+
+__all__ = [
+    "ONE_GRAPH",
+    "Generation",
+    "Kept",
+    "Options",
+    "Plan",
+    "Run",
+    "Stats",
+    "check_memory",
+    "compile_with",
+    "compiled",
+    "executables",
+    "free_bytes",
+    "options",
+    "plan",
+    "prompt_ids",
+]

@@ -1,0 +1,53 @@
+"""Which weights of a target are split over a mesh, and along which axis."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from kangaroo_jax.model import LlamaConfig, abstract_params
+from kangaroo_jax.store.placement import target_sharding
+
+MESH = AbstractMesh((2, 4), ("data", "model"))
+CONFIG = LlamaConfig(32, 16, 28, 1, 4, 2, 4, model_type="qwen2")
+COLUMNS, ROWS, WHOLE = PartitionSpec(None, "model"), PartitionSpec("model"), PartitionSpec()
+
+
+def specs(config: LlamaConfig, mesh: AbstractMesh = MESH) -> dict[str, PartitionSpec]:
+    rule = target_sharding(mesh)
+    found = jax.tree_util.tree_leaves_with_path(abstract_params(config))
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
+    return {path: rule(path, leaf).spec for path, leaf in named.items()}
+
+
+def test_matrices_are_split_by_columns_then_rows_and_norms_are_not() -> None:
+    assert specs(CONFIG) == {
+        "embed_tokens/embedding": ROWS,
+        "layers_0/input_layernorm/scale": WHOLE,
+        "layers_0/mlp/down_proj/kernel": ROWS,
+        "layers_0/mlp/gate_up_proj/kernel": COLUMNS,
+        "layers_0/post_attention_layernorm/scale": WHOLE,
+        "layers_0/self_attn/o_proj/kernel": ROWS,
+        "layers_0/self_attn/qkv_proj/bias": ROWS,
+        "layers_0/self_attn/qkv_proj/kernel": COLUMNS,
+        "lm_head/kernel": COLUMNS,
+        "norm/scale": WHOLE,
+    }
+
+
+def test_what_does_not_divide_is_copied_to_every_device() -> None:
+    found = specs(dataclasses.replace(CONFIG, vocab_size=33, intermediate_size=30))
+    assert found["lm_head/kernel"] == found["embed_tokens/embedding"] == WHOLE
+    assert found["layers_0/mlp/down_proj/kernel"] == WHOLE  # 30 rows; the 60 columns before it divide.
+    assert found["layers_0/mlp/gate_up_proj/kernel"] == COLUMNS
+
+
+def test_another_axis_can_be_named_if_the_mesh_has_it() -> None:
+    leaf = jax.ShapeDtypeStruct((4, 6), jnp.float32)
+    assert target_sharding(MESH, "data")("lm_head/kernel", leaf).spec == PartitionSpec(None, "data")
+    with pytest.raises(ValueError, match="axis is 'tensor'; the mesh has 'data', 'model'"):
+        target_sharding(MESH, "tensor")

@@ -1,0 +1,1 @@
+"""What train, bench and convert share, and the library must not know."""
