@@ -52,7 +52,7 @@ def variants(params: kangaroo_jax.Params, args: argparse.Namespace) -> Iterator[
         for directory in args.adapters:
             other = with_adapter(params, directory)
             ready = make("kangaroo", other, {"gamma": args.gamma, "eta": args.eta})
-            name = f"exit-{ready.spec.exit_layer}-{other.draft.adapter.kind}"  # type: ignore[union-attr]
+            name = f"exit-{ready.spec.drafter.exit_layer}-{other.draft.adapter.kind}"  # type: ignore[union-attr]
             if name in found:
                 raise ValueError(f"{directory} is a second adapter {name}; give each exit layer and kind once")
             found[name] = ready
@@ -119,7 +119,7 @@ def row(name: str, ready: Ready, figures: Mapping[str, Any]) -> dict[str, Any]:
     )
     return {
         "name": name,
-        "exit_layer": ready.spec.exit_layer,
+        "exit_layer": ready.spec.drafter.exit_layer,
         "adapter": adapter.kind,
         "parameters": count_parameters(ready.params.adapter),
         "gamma": ready.spec.gamma,

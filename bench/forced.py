@@ -53,16 +53,19 @@ def expected(acceptance: float, gamma: int) -> float:
     return float(sum(acceptance**power for power in range(gamma + 1)))
 
 
-def propose_marks(spec: dec.DecodeSpec, weights: Any, hidden: Any, positions: Any, cache: Any) -> Any:
-    """Draft the mark of the next position in place of a token, after all the work of drafting one."""
-    logits, cache = dec.propose(spec, weights, hidden, positions, cache)
-    mark = jnp.take_along_axis(weights["marks"], positions + 1, axis=1)
-    return jnp.where(jnp.arange(spec.config.vocab_size) == mark, logits + _SURE, logits), cache
+@dataclasses.dataclass(frozen=True)
+class Marked(dec.Kangaroo):
+    """Drafts the mark of the next position in place of a token, after all the work of drafting one."""
 
+    def propose(self, spec: dec.DecodeSpec, weights: Any, hidden: Any, positions: Any, memory: Any) -> Any:
+        """Return logits in which the mark is the most likely token."""
+        logits, memory = super().propose(spec, weights, hidden, positions, memory)
+        mark = jnp.take_along_axis(weights["marks"], positions + 1, axis=1)
+        return jnp.where(jnp.arange(spec.config.vocab_size) == mark, logits + _SURE, logits), memory
 
-def agree_marked(drafted: Any, count: Any, target: Any) -> Any:
-    """Accept the longest prefix that is marked so, whatever the target says."""
-    return dec.accept_greedy(drafted, count, jnp.full_like(target, ACCEPTED))
+    def agree(self, drafted: Any, count: Any, target: Any) -> Any:
+        """Accept the longest prefix that is marked so, whatever the target says."""
+        return dec.accept_greedy(drafted, count, jnp.full_like(target, ACCEPTED))
 
 
 class Loop:
@@ -98,11 +101,13 @@ class Loop:
         method = {"method": "kangaroo", "gamma": gamma, "eta": 0.0} if gamma else {"method": "plain"}
         checked = plan(params, Options(max_new_tokens=tokens + 1, eos_token_id=(), **method))
         run = Run(params, [list(prompt)], checked, Kept(slots, dec.prefill_chunk(len(prompt), slots, 1)), slots)
-        self.gamma, self.state, self.controls = gamma, run.state, checked.controls
+        self.gamma, self.state, self.controls = gamma, run.state, run.controls
         self.spec, self._weights = checked.spec, dict(run.weights)
         self.start, self.end = len(prompt) + 1, len(prompt) + 1 + tokens
         if gamma:
-            self.spec = dataclasses.replace(self.spec, propose=propose_marks, agree=agree_marked)
+            drafter = self.spec.drafter
+            assert isinstance(drafter, dec.Kangaroo)
+            self.spec = dataclasses.replace(self.spec, drafter=Marked(drafter.adapter, exit_layer=drafter.exit_layer))
             self._weights["marks"] = marks(1.0, slots)
         self._program, self.compile_seconds = compiled(dec.decode, {0: self.spec}, *self._args(), extra=extra)
 

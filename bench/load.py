@@ -32,7 +32,7 @@ def measure(name: str, dtype: str | None, new_tokens: int) -> None:
     params = kangaroo_jax.load(name, dtype=dtype)
     jax.block_until_ready(params.target)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params.target)) / 2**30
-    kind = params.target["norm"]["scale"].dtype.name
+    kind = params.dtype.name
     seconds = time.perf_counter() - began
     print(f"load      {seconds:.1f} s, {weights:.2f} GiB of {kind} weights, peak {peak_gib():.2f} GiB", flush=True)
     prompt = np.random.default_rng(0).integers(3, params.config.vocab_size, PROMPT_TOKENS).tolist()

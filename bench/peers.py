@@ -169,7 +169,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _dtype(params: kangaroo_jax.Params) -> str:
-    return str(params.target["embed_tokens"]["embedding"].dtype)
+    return str(params.dtype)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -90,7 +90,8 @@ def lower(program: Program, sharding: Sharding | None = None) -> Lowered:
     def place(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: shape(leaf.shape, leaf.dtype), tree)
 
-    adapter = abstract_adapter(spec.config, spec.adapter) if spec.gamma and spec.adapter else None
+    drafter = spec.drafter
+    adapter = abstract_adapter(spec.config, drafter.adapter) if isinstance(drafter, dec.Kangaroo) else None
     weights = {"target": abstract_params(spec.config), "adapter": adapter}
     weights = jax.tree.map(lambda leaf: shape(leaf.shape, dtype), weights)
     if program.native:
@@ -98,9 +99,8 @@ def lower(program: Program, sharding: Sharding | None = None) -> Lowered:
         weights["adapter"] = adapter and place(
             jax.eval_shape(lambda tree: pack_adapter(tree, dtype), weights["adapter"])
         )
-    row, scalar = shape((batch,), jnp.int32), shape((), jnp.float32)
-    sampling = dec.Sampling(scalar, shape((), jnp.int32), scalar, scalar)
-    controls = dec.Controls(scalar, shape((1,), jnp.int32), sampling)
+    row, real = shape((batch,), jnp.int32), shape((batch,), jnp.float32)
+    controls = dec.Controls(real, shape((batch, 1), jnp.int32), dec.Sampling(real, row, real, real))
     caches = place(jax.eval_shape(lambda: dec.allocate(spec, batch, slots, dtype)))
     seed = shape((batch, 2), jnp.uint32)
     prompt = (weights, caches, shape((batch, slots), jnp.int32), row, row, row, seed, controls)

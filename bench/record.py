@@ -44,7 +44,7 @@ def new_record(
         "command": shlex.join(["python", "-m", *command]),
         "identity": {
             "model": name,
-            "dtype": params.target["embed_tokens"]["embedding"].dtype.name,
+            "dtype": params.dtype.name,
             "kernels": params.kernels,
             "weights": digest((params.target, params.adapter)),
             "device": jax.local_devices()[0].device_kind,
@@ -74,7 +74,7 @@ def described(model_id: str, ready: Ready) -> dict[str, Any]:
         "source": method.source,
         "settings": dict(ready.settings),
         "gamma": spec.gamma,
-        "exit_layer": spec.exit_layer,
+        "exit_layer": spec.drafter.exit_layer,
         "rows": spec.rows if spec.gamma else 1,
         "added_parameters": ready.added_parameters,
         "model_id": model_id,
@@ -83,7 +83,7 @@ def described(model_id: str, ready: Ready) -> dict[str, Any]:
 
 def _own_digest(ready: Ready) -> str:
     """Return a short name of what a method drafts with; adapters of an ablation are not those of the model itself."""
-    return digest((ready.weights, ready.params.adapter if ready.spec.adapter_used else None))
+    return digest((ready.weights, ready.params.adapter if ready.spec.drafter.reads_adapter else None))
 
 
 def versions() -> dict[str, str]:

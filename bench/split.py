@@ -72,24 +72,25 @@ def measure_parts(
     found: dict[str, dict[str, float] | None] = {}
     for name, ready in methods.items():
         spec, params = ready.spec, ready.params
+        exit_layer = spec.drafter.exit_layer
         if spec.gamma == 0:
             found[name] = {"deep": 1.0}
-        elif spec.exit_layer == 0:
+        elif exit_layer == 0:
             found[name] = {"deep": _whole_model(params, spec.rows, prompt, repeats)}
         elif params.draft is None:
             found[name] = None
         else:
-            if spec.exit_layer not in measured:
-                shared = [m.spec for m in methods.values() if m.spec.gamma and m.spec.exit_layer == spec.exit_layer]
-                measured[spec.exit_layer] = measure_costs(
-                    params.replace(draft=dataclasses.replace(params.draft, exit_layer=spec.exit_layer)),
+            if exit_layer not in measured:
+                shared = [m.spec for m in methods.values() if m.spec.gamma and m.spec.drafter.exit_layer == exit_layer]
+                measured[exit_layer] = measure_costs(
+                    params.replace(draft=dataclasses.replace(params.draft, exit_layer=exit_layer)),
                     gammas=[each.gamma for each in shared],
                     rows=sorted({each.rows for each in shared}),
                     repeats=repeats,
                 )
-            costs = measured[spec.exit_layer]
+            costs = measured[exit_layer]
             parts = {"shallow": costs.shallow, "propose": costs.propose, "deep": costs.verify[spec.rows]}
-            if not spec.adapter_used:  # It drafts with less than what was measured.
+            if not spec.drafter.reads_adapter:  # It drafts with less than what was measured.
                 del parts["propose"]
             found[name] = {part: seconds / costs.plain for part, seconds in parts.items()}
         tick()
@@ -115,8 +116,8 @@ class Nothing(dec.Drafter):
 def _whole_model(params: kangaroo_jax.Params, rows: int, prompt: Sequence[int], repeats: int) -> float:
     """Return what a round takes that verifies so many rows of the whole model, as a share of a plain step."""
     config = params.config
-    plain = Ready("plain", params, dec.DecodeSpec(config, config.num_hidden_layers, 0))
-    wide = Ready("rows", params, dec.DecodeSpec(config, 0, 1, adapter=None, drafter=Nothing(width=rows)))
+    plain = Ready("plain", params, dec.DecodeSpec(config, dec.PLAIN, 0))
+    wide = Ready("rows", params, dec.DecodeSpec(config, Nothing(rows), 1))
     prompt = prompt[: max(config.max_position_embeddings - NEW_TOKENS, 1)]
 
     def step(ready: Ready) -> float:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import kangaroo_jax
 from bench.forced import Loop
 from kangaroo_jax.engine import compiled
-from kangaroo_jax.model import LlamaConfig, embed, logits, run_layers
+from kangaroo_jax.model import LlamaConfig, embed, line, logits, run_layers
 
 ROWS = 7
 
@@ -20,8 +20,8 @@ ROWS = 7
 def choices(config: LlamaConfig, rows: int, target: Any, text: Any, caches: Any, place: Any) -> Any:
     """Return the target's choice after each of ``rows`` tokens of a text from ``place`` on, and the caches."""
     tokens = jax.lax.dynamic_slice_in_dim(text, place, rows, axis=1)
-    positions = place + jnp.arange(rows)[None]
-    x, caches = run_layers(config, target, embed(target, tokens), positions, caches, 0, config.num_hidden_layers)
+    context = line(place + jnp.arange(rows)[None], caches[0].slots)
+    x, caches = run_layers(config, target, embed(target, tokens), context, caches, 0, config.num_hidden_layers)
     return jnp.argmax(logits(config, target, x), axis=-1), caches
 
 

@@ -74,7 +74,7 @@ class Turns:
             raise ValueError(f"--tokens is {settings.tokens}; after {length} tokens {params.name} takes at most {most}")
         self.prompt = np.random.default_rng(0).integers(0, config.vocab_size, length).tolist()
         longest = max(length + settings.tokens + 1, length + 2 * max(settings.rows))
-        widest = dec.DecodeSpec(config, 1, max(settings.gammas))
+        widest = dec.DecodeSpec(config, dec.Kangaroo(exit_layer=1), max(settings.gammas))
         self.slots, self.tokens = dec.cache_slots(widest, longest), settings.tokens
         self.timers: dict[Any, Callable[[], float]] = {
             "matvec": machine.matvec(settings.megabytes),

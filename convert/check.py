@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from convert.reference import Reference, read_reference, require_torch, transformers_reference
-from kangaroo_jax.model import LlamaConfig, embed, run_layers
+from kangaroo_jax.model import LlamaConfig, embed, line, run_layers
 from kangaroo_jax.model import logits as final_logits
 from kangaroo_jax.store import Params, read_config, restore_params
 from kangaroo_jax.store.hf import checkpoint_tensors
@@ -201,8 +201,8 @@ def _embed(piece: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
 @partial(jax.jit, static_argnums=0)
 def _layer(config: LlamaConfig, piece: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """Run any layer as the first one: all have the same shapes, so that one program does for all."""
-    positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-    return run_layers(config, {"layers_0": _fp32(piece)}, x, positions, None, 0, 1)[0]
+    context = line(jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2]), None)
+    return run_layers(config, {"layers_0": _fp32(piece)}, x, context, None, 0, 1)[0]
 
 
 @partial(jax.jit, static_argnums=0)

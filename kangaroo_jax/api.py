@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import dataclasses
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ def generate(
     min_p: float | None = None,
     seed: int | None = None,
     num_return_sequences: int = 1,
+    per_prompt: Sequence[Mapping[str, Any]] | None = None,
     streamer: Any = None,
 ) -> Any:
     """Continue one prompt or several; Kangaroo returns what plain decoding returns, sooner.
@@ -63,6 +65,9 @@ def generate(
         seed: a whole number; the same seed gives a prompt the same text again, whatever batch it is in. Without one,
             each call draws anew.
         num_return_sequences: sequences to draw for each prompt; above 1 the result is a list, prompt by prompt.
+        per_prompt: what is different for single prompts of a list: for each of them a mapping of some of the options
+            above to values, empty for none. A batch may so hold greedy and sampled texts, with budgets, ends and seeds
+            of their own; each is what its prompt gives alone. gamma, method and num_return_sequences are the batch's.
         streamer: an object with Hugging Face's ``put`` and ``end``: gets the prompt's ids, then new ids as they are
             committed; for one sequence.
 
@@ -72,8 +77,9 @@ def generate(
     Raises:
         ValueError: if an argument is out of range, a prompt is empty or too long, or the batch does not fit the memory.
     """
-    options = {name: value for name, value in locals().items() if name not in ("params", "prompt", "streamer")}
-    checked, prompts, many = _check(params, prompt, options)
+    given = locals()
+    options = {field.name: given[field.name] for field in dataclasses.fields(Options)}
+    checked, prompts, many = _check(params, prompt, options, per_prompt)
     if streamer is not None:
         if not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
             raise ValueError(f"streamer is {streamer!r:.60}; pass an object with put(ids) and end()")
@@ -82,7 +88,7 @@ def generate(
     if streamer is not None:
         _feed(run, streamer)
     while not run.finished:
-        if checked.stop_strings:  # The text decides when to end, and the host has to look.
+        if any(row.stop_strings for row in run.rows):  # The text decides when to end, and the host has to look.
             run.advance(seconds=LOOK_SECONDS)
         else:
             run.advance()
@@ -125,10 +131,15 @@ def pieces(run: Run, rounds: int | None = None) -> Generator[str, None, Generati
     return run.results()[0]
 
 
-def _check(params: Params, prompt: Any, options: dict[str, Any]) -> tuple[Plan, list[list[int]], bool]:
+def _check(
+    params: Params, prompt: Any, options: dict[str, Any], per_prompt: Any = None
+) -> tuple[Plan, list[list[int]], bool]:
     """Return checked options, the ids of all prompts, and whether a list of prompts was given."""
-    checked = plan(params, Options.of("stream", options))
-    return checked, *prompt_ids(params, prompt)
+    checked = plan(params, Options.of("stream", options), per_prompt)
+    prompts, many = prompt_ids(params, prompt)
+    if per_prompt is not None and len(per_prompt) != len(prompts):
+        raise ValueError(f"per_prompt has {len(per_prompt)} entries for {len(prompts)} prompts; pass one for each")
+    return checked, prompts, many
 
 
 def _only_one(prompts: list[list[int]], checked: Plan, taker: str) -> None:

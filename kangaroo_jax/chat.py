@@ -143,7 +143,7 @@ class Chat:
         # An interrupted call may have taken the state with it.
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
             return 0, None
-        if state.tokens.shape[1] != slots or (state.drafter is not None) != spec.adapter_cached:
+        if state.slots != slots or self._run.plan.spec.drafter != spec.drafter:
             return 0, None
         # The newest token has no keys and values yet.
         held = self._run.committed()[:-1]

@@ -43,6 +43,11 @@ class Params(struct.PyTreeNode):
     name: str = struct.field(pytree_node=False)
 
     @property
+    def dtype(self) -> Any:
+        """What is computed in, and what caches are stored in: the NumPy dtype of the weights that no kernel packs."""
+        return self.target["embed_tokens"]["embedding"].dtype
+
+    @property
     def kernels(self) -> str:
         """What multiplies: ``"native"`` kernels, or ``"xla"``."""
         return "native" if packs(self.target) else "xla"
@@ -115,6 +120,5 @@ def with_adapter(params: Params, directory: str | Path, exit_layer: int | None =
     """
     path = find_adapter(Path(), directory)
     assert path is not None
-    dtype = params.target["embed_tokens"]["embedding"].dtype.name
-    draft, adapter = load_adapter(path, params.config, dtype, exit_layer)
+    draft, adapter = load_adapter(path, params.config, params.dtype.name, exit_layer)
     return params.replace(draft=draft, adapter=pack_adapter(adapter) if params.kernels == "native" else adapter)

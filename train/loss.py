@@ -24,6 +24,7 @@ from kangaroo_jax.model import (
     draft_head,
     embed,
     head_kernel,
+    line,
     linear,
     run_adapter,
     run_layers,
@@ -82,17 +83,17 @@ def joint_loss(
     def loss(adapters: Any, target: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, Sums]:
         target = jax.lax.stop_gradient(target)
         tokens, mask = batch["tokens"], batch["mask"]
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        context = line(jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape), None)
         hidden, done, early = embed(target, tokens), 0, {}
         for layer in sorted({*(draft.exit_layer for draft in drafts.values()), config.num_hidden_layers}):
-            hidden, _ = run_layers(config, target, hidden, positions, None, done, layer)
+            hidden, _ = run_layers(config, target, hidden, context, None, done, layer)
             early[layer], done = hidden, layer
         final = RMSNorm(config.rms_norm_eps).apply({"params": target["norm"]}, hidden)
         teacher = head_kernel(target)
         each = {}
         for name, draft in drafts.items():
             rounded = jax.tree.map(lambda leaf: leaf.astype(hidden.dtype), adapters[name])
-            drafted, _ = run_adapter(config, rounded, early[draft.exit_layer], positions, None, draft.adapter)
+            drafted, _ = run_adapter(config, rounded, early[draft.exit_layer], context, None, draft.adapter)
             each[name] = chunked_sums(teacher, draft_head(target, rounded), final, drafted, mask, chunk)
         total = functools.reduce(operator.add, (total for total, _ in each.values()))
         return total, _labelled({name: sums for name, (_, sums) in each.items()})

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kangaroo_jax.baselines import MEDUSA_CONFIG, MEDUSA_HEADS, init_medusa, medusa_states, one_head, save_medusa
-from kangaroo_jax.model import LlamaConfig, RMSNorm, embed, run_layers
+from kangaroo_jax.model import LlamaConfig, RMSNorm, embed, line, run_layers
 from kangaroo_jax.store import load_target
 from train.companion import ahead_sums, build_parser, counted, prepare, run, train
 from train.loss import Sums
@@ -41,8 +41,8 @@ def medusa_loss(config: LlamaConfig, heads: int) -> Callable[[Any, Any, Any], tu
 
     def loss(params: Any, target: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, Sums]:
         target, tokens = jax.lax.stop_gradient(target), batch["tokens"]
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        x, _ = run_layers(config, target, embed(target, tokens), positions, None, 0, config.num_hidden_layers)
+        context = line(jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape), None)
+        x, _ = run_layers(config, target, embed(target, tokens), context, None, 0, config.num_hidden_layers)
         x = RMSNorm(config.rms_norm_eps).apply({"params": target["norm"]}, x)
         # They compute in the target's dtype, as they do when they draft.
         rounded = jax.tree.map(lambda leaf: leaf.astype(x.dtype), params)

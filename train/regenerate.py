@@ -136,11 +136,12 @@ def settings_of(
 ) -> dict[str, Any]:
     """Return what decides the replies; the batch size does not, so a run that lacks memory can go on with another."""
     asked = [row.text if row.messages is None else row.messages for row in rows]
-    drawn = checked.controls.sampling if checked.spec.sample else None
+    spec, settings = checked.spec, checked.settings[0]
+    drawn = spec.sampling(checked.controls(1))
     return {
         "target": fingerprint(params.config),
         "target_weights": weights_digest(params.target),
-        "dtype": params.target["norm"]["scale"].dtype.name,
+        "dtype": params.dtype.name,
         "data": [source_name(name) for name in args.data] if args.data else ["standard library"],
         "data_rows": args.data_rows,
         "part": list(args.part),
@@ -149,12 +150,12 @@ def settings_of(
         "chat_template": template and hashlib.sha256(template.encode()).hexdigest()[:16],
         "max_new_tokens": args.max_new_tokens,
         "method": checked.method,
-        "gamma": checked.spec.gamma,
-        "eta": checked.eta,
-        "exit_layer": checked.spec.exit_layer,
-        "adapter_weights": weights_digest(params.adapter) if checked.spec.gamma else None,
-        "sampling": drawn and {name: float(getattr(drawn, name)) for name in ("temperature", "top_k", "top_p")},
-        "seed": checked.seed if drawn else None,
+        "gamma": spec.gamma,
+        "eta": settings.eta,
+        "exit_layer": spec.drafter.exit_layer if spec.gamma else params.config.num_hidden_layers,
+        "adapter_weights": weights_digest(params.adapter) if spec.gamma else None,
+        "sampling": drawn and {name: float(getattr(drawn, name)[0]) for name in ("temperature", "top_k", "top_p")},
+        "seed": settings.seed if drawn else None,
     }
 
 

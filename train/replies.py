@@ -30,7 +30,7 @@ class Seeded(Plan):
 
     def keys(self, prompts: int) -> np.ndarray:
         """Return the random key of every sequence, ``[prompts, 2]``."""
-        sources = [np.random.SeedSequence(self.seed or 0, spawn_key=place) for place in self.places]
+        sources = [np.random.SeedSequence(self.settings[0].seed or 0, spawn_key=place) for place in self.places]
         return np.stack([source.generate_state(2, np.uint32) for source in sources])
 
 

@@ -58,9 +58,9 @@ class Ready:
             max_new_tokens=max_new_tokens, method="plain", eos_token_id=eos_token_id, stop_strings=stop_strings
         )
         checked = plan(self.params, options)
-        controls = checked.controls.replace(eta=np.float32(min(self.eta, 2.0)))
+        settings = tuple(dataclasses.replace(each, eta=self.eta) for each in checked.settings)
         return dataclasses.replace(
-            checked, method=self.name, spec=self.spec, eta=self.eta, controls=controls, drafter_weights=self.weights
+            checked, method=self.name, spec=self.spec, settings=settings, drafter_weights=self.weights
         )
 
 

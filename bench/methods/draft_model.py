@@ -16,7 +16,7 @@ import kangaroo_jax
 from bench.methods.base import Method, Ready, count_parameters
 from kangaroo_jax import decode as dec
 from kangaroo_jax.checks import integer, real
-from kangaroo_jax.model import KVCache, LlamaConfig, abstract_params, embed, init_cache, logits, run_layers
+from kangaroo_jax.model import KVCache, LlamaConfig, abstract_params, embed, init_cache, line, logits, run_layers
 from kangaroo_jax.store import companion
 
 PAPERS = "Leviathan et al. 2023, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318"
@@ -110,7 +110,8 @@ class SmallModel(dec.Drafter):
         return dec.token_draft(spec, weights, state, done.tokens, done.count, done.caches, confidence=done.confidence)
 
     def _run(self, small: Any, tokens: Array, positions: Array, caches: Caches) -> tuple[Array, Caches]:
-        return run_layers(self.config, small, embed(small, tokens), positions, caches, 0, self.config.num_hidden_layers)
+        context = line(positions, caches[0].slots)
+        return run_layers(self.config, small, embed(small, tokens), context, caches, 0, self.config.num_hidden_layers)
 
 
 def sps(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
@@ -129,10 +130,9 @@ def sps(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
                 f"sps: no draft model in {name}; make one: {MAKE.replace('MODEL', params.name)}, "
                 "or set draft_model to any Llama of the same vocabulary"
             )
-    dtype = params.target["embed_tokens"]["embedding"].dtype
-    small = kangaroo_jax.load(name, dtype=dtype, kernels=params.kernels)
+    small = kangaroo_jax.load(name, dtype=params.dtype, kernels=params.kernels)
     _check_vocabulary(params, small)
-    spec = dec.DecodeSpec(params.config, 0, gamma, adapter=None, drafter=SmallModel(small.config))
+    spec = dec.DecodeSpec(params.config, SmallModel(small.config), gamma)
     used = {"draft_model": Path(name).name, "gamma": gamma, "eta": eta}
     return Ready("sps", params, spec, eta, small.target, count_parameters(abstract_params(small.config)), used)
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 import kangaroo_jax
@@ -30,8 +31,9 @@ def kangaroo(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
         ValueError: if the model has no adapter.
     """
     checked = plan(params, Options(method="kangaroo", gamma=settings["gamma"], eta=settings["eta"]))
-    used = {"gamma": checked.spec.gamma, "eta": checked.eta, "exit_layer": checked.spec.exit_layer}
-    return Ready("kangaroo", params, checked.spec, checked.eta, None, count_parameters(params.adapter), used)
+    spec, eta = checked.spec, checked.settings[0].eta
+    used = {"gamma": spec.gamma, "eta": eta, "exit_layer": spec.drafter.exit_layer}
+    return Ready("kangaroo", params, spec, eta, None, count_parameters(params.adapter), used)
 
 
 def kangaroo_fixed(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
@@ -40,15 +42,28 @@ def kangaroo_fixed(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> 
     return dataclasses.replace(fixed, name="kangaroo-fixed")
 
 
-def exit_head(
-    spec: dec.DecodeSpec,
-    weights: dec.Weights,
-    hidden: Float[Array, "B 1 D"],
-    positions: Int[Array, "B 1"],
-    cache: KVCache | None,
-) -> tuple[Float[Array, "B V"], KVCache | None]:
-    """Draft with the target's own final norm and LM head on the exit layer's states, without an adapter."""
-    return logits(spec.config, weights["target"], hidden)[:, 0], cache
+@dataclasses.dataclass(frozen=True)
+class ExitHead(dec.Kangaroo):
+    """Drafts with the target's own final norm and LM head on the exit layer's states, without an adapter."""
+
+    @property
+    def reads_adapter(self) -> bool:
+        """Return False."""
+        return False
+
+    def allocate(self, spec: dec.DecodeSpec, batch: int, slots: int, dtype: jnp.dtype) -> None:
+        """Return nothing to remember."""
+
+    def propose(
+        self,
+        spec: dec.DecodeSpec,
+        weights: dec.Weights,
+        hidden: Float[Array, "B 1 D"],
+        positions: Int[Array, "B 1"],
+        memory: KVCache | None,
+    ) -> tuple[Float[Array, "B V"], KVCache | None]:
+        """Return the logits of norm and head."""
+        return logits(spec.config, weights["target"], hidden)[:, 0], memory
 
 
 def early_exit(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
@@ -64,7 +79,7 @@ def early_exit(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Read
     gamma = integer("early-exit: gamma", asked["gamma"], 1, params.config.max_position_embeddings)
     eta = real("early-exit: eta", asked["eta"], "a probability threshold of 0 or more")
     layer = integer("early-exit: exit_layer", asked["exit_layer"], 1, layers - 1)
-    spec = dec.DecodeSpec(params.config, layer, gamma, adapter=None, propose=exit_head)
+    spec = dec.DecodeSpec(params.config, ExitHead(exit_layer=layer), gamma)
     used = {"gamma": gamma, "eta": eta, "exit_layer": layer}
     return Ready("early-exit", params, spec, eta, settings=used)
 

@@ -172,7 +172,7 @@ def lookahead(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready
         integer("G", settings["G"], 1),
         bool(settings["from_text"]),
     )
-    spec = dec.DecodeSpec(params.config, 0, drafter.N - 1, adapter=None, drafter=drafter)
+    spec = dec.DecodeSpec(params.config, drafter, drafter.N - 1)
     return Ready("lookahead", params, spec, settings=dict(settings))
 
 

@@ -126,11 +126,11 @@ def _heads(params: kangaroo_jax.Params, name: str, given: Any) -> dict[str, Any]
     directory = companion(params.name, "medusa") if given is None else expand(given)
     if not Path(directory).is_dir():
         raise ValueError(f"{name}: no Medusa heads in {directory}; make them: {MAKE.replace('MODEL', params.name)}")
-    return load_medusa(directory, params.config, params.target["embed_tokens"]["embedding"].dtype)
+    return load_medusa(directory, params.config, params.dtype)
 
 
 def _ready(name: str, params: kangaroo_jax.Params, heads: Any, drafter: Medusa, used: Mapping[str, Any]) -> Ready:
-    spec = dec.DecodeSpec(params.config, 0, drafter.tree.deepest, adapter=None, drafter=drafter)
+    spec = dec.DecodeSpec(params.config, drafter, drafter.tree.deepest)
     return Ready(name, params, spec, 0.0, heads, count_parameters(heads), used)
 
 

@@ -77,7 +77,7 @@ def prompt_lookup(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> R
     """
     most = params.config.max_position_embeddings
     used = {name: integer(f"prompt-lookup: {name}", settings[name], 1, most) for name in ("max_ngram", "gamma")}
-    spec = dec.DecodeSpec(params.config, 0, used["gamma"], adapter=None, drafter=PromptLookup(used["max_ngram"]))
+    spec = dec.DecodeSpec(params.config, PromptLookup(used["max_ngram"]), used["gamma"])
     return Ready("prompt-lookup", params, spec, settings=used)
 
 

@@ -192,7 +192,7 @@ def rest(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
     tokens, suffixes, record = load_datastore(params)
     gamma = min(used["continuation"], used["num_draft"])
     drafter = Rest(used["num_draft"], used["max_token_span"], used["matches"])
-    spec = dec.DecodeSpec(params.config, 0, gamma, adapter=None, drafter=drafter)
+    spec = dec.DecodeSpec(params.config, drafter, gamma)
     size = {"datastore_tokens": len(tokens), "datastore_bytes": tokens.nbytes + suffixes.nbytes}
     store = Datastore(jnp.asarray(tokens), jnp.asarray(suffixes))
     return Ready("rest", params, spec, weights=store, settings=used | size | {"datastore": record["data"]})

@@ -1,12 +1,11 @@
 """The algorithm: prefill, then rounds of draft, verify, accept, commit. Pure functions; one idea a file."""
 
-from kangaroo_jax.decode.accept import accept_greedy, accept_sampled, accept_tree
-from kangaroo_jax.decode.drafter import Draft, Drafter, Piece, Tree, Verified, token_draft, tree_of
-from kangaroo_jax.decode.kangaroo import Kangaroo, draft, propose
+from kangaroo_jax.decode.accept import accept_greedy, accept_sampled
+from kangaroo_jax.decode.drafter import PLAIN, DecodeSpec, Draft, Drafter, Piece, Verified, token_draft
+from kangaroo_jax.decode.kangaroo import Kangaroo
 from kangaroo_jax.decode.loop import decode, plain_round, speculative_round
 from kangaroo_jax.decode.prefill import allocate, bucket, cache_slots, prefill, prefill_chunk
 from kangaroo_jax.decode.sampling import Sampling, log_probabilities, most_likely
-from kangaroo_jax.decode.spec import DecodeSpec
 from kangaroo_jax.decode.state import (
     LENGTH,
     RUNNING,
@@ -19,10 +18,12 @@ from kangaroo_jax.decode.state import (
     commit,
     newest,
 )
+from kangaroo_jax.decode.tree import Tree, accept_tree, tree_of
 from kangaroo_jax.decode.verify import verify
 
 __all__ = [
     "LENGTH",
+    "PLAIN",
     "RUNNING",
     "STOP",
     "Caches",
@@ -46,14 +47,12 @@ __all__ = [
     "cache_slots",
     "commit",
     "decode",
-    "draft",
     "log_probabilities",
     "most_likely",
     "newest",
     "plain_round",
     "prefill",
     "prefill_chunk",
-    "propose",
     "speculative_round",
     "token_draft",
     "tree_of",

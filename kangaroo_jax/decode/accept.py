@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from kangaroo_jax.decode.drafter import Tree
 from kangaroo_jax.decode.sampling import ACCEPT, TARGET, draw, keys
 
 
@@ -23,39 +22,6 @@ def accept_greedy(drafted: Int[Array, "B G"], count: Int[Array, " B"], target: I
         target: the target's argmax after the newest committed token and after each drafted one; R > G.
     """
     return _prefix(drafted == target[:, : drafted.shape[1]], count)
-
-
-def accept_tree(
-    drafted: Int[Array, "B R1"], tree: Tree, target: Int[Array, "B R"], gamma: int
-) -> tuple[Int[Array, " B"], Int[Array, "B G1"]]:
-    """Return the longest path of drafted tokens that equals the target's own choices.
-
-    A row is right if the target chooses its token after its parent, and accepted if it and all its ancestors are right.
-    Of several longest paths, which hold the same tokens, the first counts::
-
-        rows      0 root   1 a (after 0)   2 b (after 0)   3 c (after 2)
-        target    b        .               c               x
-        accepted  2, path 0 2 3, committed b c x
-
-    Args:
-        drafted: tokens of rows 1 to R - 1.
-        tree: how the rows hang together.
-        target: the target's argmax after each row.
-        gamma: bound of the tree's depth.
-
-    Returns:
-        The number of accepted tokens, and their rows in order, the root first; the last one repeated beyond its end.
-    """
-    tokens = jnp.pad(drafted, ((0, 0), (1, 0)))
-    right = (tokens == jnp.take_along_axis(target, tree.parent, axis=1)) & tree.candidate
-    right = right.at[:, 0].set(True)
-    accepted = (right[:, None, :] | ~tree.visible).all(-1)
-    last = jnp.argmax(jnp.where(accepted, tree.depth, -1), axis=1)
-    count = jnp.take_along_axis(tree.depth, last[:, None], axis=1)
-    seen = jnp.take_along_axis(tree.visible, last[:, None, None], axis=1)
-    at = jnp.minimum(jnp.arange(gamma + 1), count)
-    path = jnp.argmax(seen & (tree.depth[:, None, :] == at[:, :, None]), axis=-1)
-    return count[:, 0], path.astype(jnp.int32)
 
 
 def accept_sampled(

@@ -1,41 +1,56 @@
-"""How methods of speculative decoding draft; prefill, verification, acceptance, commit, caches and stopping are shared.
+"""What a compiled decode loop depends on, and how methods of speculative decoding draft.
 
-Kangaroo is one drafter (``decode.draft``). Others are objects of a subclass of ``Drafter`` in ``DecodeSpec.drafter``.
+Prefill, verification, acceptance, commit, caches and stopping are shared. Kangaroo is one drafter
+(``decode.kangaroo``); others are objects of a subclass of ``Drafter`` in ``DecodeSpec.drafter``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
+from kangaroo_jax.decode.accept import accept_greedy, accept_sampled
+from kangaroo_jax.decode.sampling import Sampling
 from kangaroo_jax.decode.state import Controls, DecodeState, Weights, newest
-from kangaroo_jax.model import KVCache, embed
-
-if TYPE_CHECKING:
-    from kangaroo_jax.decode.spec import DecodeSpec
+from kangaroo_jax.decode.tree import Tree
+from kangaroo_jax.model import KVCache, LlamaConfig, embed
 
 
-class Tree(struct.PyTreeNode):
-    """How the rows of a verification hang together, when they are more than one line of tokens.
-
-    Row 0 is the newest committed token, the root. A row that is no candidate is computed, and never committed.
+@dataclasses.dataclass(frozen=True)
+class DecodeSpec:
+    """What the compiled decode loop depends on; a new value of any field compiles anew.
 
     Attributes:
-        parent: row that each row follows; that of the root, and of rows that are none, is 0, ``[B, R]``.
-        depth: distance from the root, ``[B, R]``.
-        visible: which rows each row sees: itself and its ancestors, ``[B, R, R]``.
-        candidate: rows that hold a drafted token; never the root, ``[B, R]``.
+        config: shape of the target.
+        drafter: how tokens are drafted.
+        gamma: largest number of tokens drafted in one line, and so accepted in one round; 0 decodes plainly.
+        sample: whether tokens are drawn at random, or the most likely one is taken.
+        truncate: whether top_k and top_p are applied to what is drawn from.
     """
 
-    parent: Int[Array, "B R"]
-    depth: Int[Array, "B R"]
-    visible: Bool[Array, "B R R"]
-    candidate: Bool[Array, "B R"]
+    config: LlamaConfig
+    drafter: Drafter
+    gamma: int
+    sample: bool = False
+    truncate: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows of a verification: the newest token, what is drafted, and padding."""
+        return self.drafter.rows(self.gamma)
+
+    @property
+    def for_prefill(self) -> DecodeSpec:
+        """The spec of the prefill that serves this one, and perhaps other gammas."""
+        return dataclasses.replace(self, gamma=self.drafter.prefill_gamma(self.gamma))
+
+    def sampling(self, controls: Controls) -> Sampling | None:
+        """Return how tokens are drawn; None where the most likely ones are taken."""
+        return controls.sampling if self.sample else None
 
 
 class Draft(struct.PyTreeNode):
@@ -102,8 +117,19 @@ class Drafter:
     """How a method drafts; frozen and hashable, since programs are compiled for it. Its weights are traced.
 
     What it remembers from round to round is any pytree of arrays, ``DecodeState.drafter``. A subclass has to have
-    ``draft``; the other hooks do nothing here. ``DecodeSpec.gamma`` is the longest line it can draft.
+    ``draft``; the other hooks do nothing here. ``DecodeSpec.gamma`` is the longest line it can draft. One of this class
+    itself drafts nothing: ``PLAIN``.
+
+    Attributes:
+        exit_layer: layers that its draft model shares with the target (l); 0 if it is a model of its own, or none.
     """
+
+    exit_layer: int = dataclasses.field(default=0, kw_only=True)
+
+    @property
+    def reads_adapter(self) -> bool:
+        """Whether it drafts with the adapter, ``weights["adapter"]``."""
+        return False
 
     @property
     def confident(self) -> bool:
@@ -117,6 +143,10 @@ class Drafter:
         the weights takes all the time, as on a GPU, it costs the same.
         """
         return -(-(gamma + 1) // 8) * 8
+
+    def prefill_gamma(self, gamma: int) -> int:
+        """Return the gamma whose prefill serves this one; where what it remembers does not depend on gamma, fewer."""
+        return gamma
 
     def allocate(self, spec: DecodeSpec, batch: int, slots: int, dtype: jnp.dtype) -> Any:
         """Return what it remembers before anything is read; nothing, here."""
@@ -134,9 +164,32 @@ class Drafter:
         """Return what is to be verified."""
         raise NotImplementedError
 
+    def agree(self, drafted: Int[Array, "B G"], count: Int[Array, " B"], target: Int[Array, "B R"]) -> Int[Array, " B"]:
+        """Return how many drafted tokens are accepted where the most likely ones are taken: ``accept_greedy``'s rule.
+
+        Another rule is no decoding any more; it is for tests, and for measurements that force an acceptance.
+        """
+        return accept_greedy(drafted, count, target)
+
+    def accept(
+        self,
+        drafted: Int[Array, "B G"],
+        count: Int[Array, " B"],
+        log_q: Float[Array, "B G V"],
+        log_p: Float[Array, "B R V"],
+        seed: UInt32[Array, "B 2"],
+        place: Int[Array, " B"],
+    ) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
+        """Return how many are accepted where tokens are drawn, and what follows: ``accept_sampled``'s rule."""
+        return accept_sampled(drafted, count, log_q, log_p, seed, place)
+
     def learn(self, spec: DecodeSpec, weights: Weights, memory: Any, verified: Verified) -> Any:
         """Return what it remembers after a verification."""
         return memory
+
+
+PLAIN = Drafter()
+"""Drafts nothing."""
 
 
 def token_draft(
@@ -161,7 +214,7 @@ def token_draft(
         tree: as in ``Draft``.
         confidence: probability that the method gave each token; default 1.
     """
-    assert spec.exit_layer == 0, "the draft model's layers are not the target's"
+    assert spec.drafter.exit_layer == 0, "the draft model's layers are not the target's"
     newest_token = newest(state)[0]
     spare = spec.rows - 1 - tokens.shape[1]
     rows = jnp.pad(jnp.concatenate([newest_token, tokens], axis=1), ((0, 0), (0, spare)))
@@ -176,21 +229,3 @@ def token_draft(
         drafter=memory,
         tree=tree,
     )
-
-
-def tree_of(parent: Int[Array, "B R"], depth: Int[Array, "B R"], candidate: Bool[Array, "B R"], deepest: int) -> Tree:
-    """Return the tree in which each row follows its parent; parents come before their children.
-
-    Args:
-        parent: row that each row follows.
-        depth: distance from the root.
-        candidate: rows that hold a drafted token.
-        deepest: bound of ``depth``.
-    """
-    rows = parent.shape[1]
-    visible = jnp.broadcast_to(jnp.eye(rows, dtype=bool), (*parent.shape, rows))
-    ancestor = parent
-    for _ in range(deepest):
-        visible |= jax.nn.one_hot(ancestor, rows, dtype=bool)
-        ancestor = jnp.take_along_axis(parent, ancestor, axis=1)
-    return Tree(parent, depth, visible, candidate)

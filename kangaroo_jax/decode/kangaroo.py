@@ -1,42 +1,28 @@
-"""Drafting: the draft model is the target's first layers, the adapter and the target's own head (paper, section 3)."""
+"""Kangaroo: the draft model is the target's first layers, the adapter and the target's own head (paper, section 3)."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from kangaroo_jax.decode.drafter import Draft, Drafter, Piece
+from kangaroo_jax.decode.drafter import DecodeSpec, Draft, Drafter, Piece
 from kangaroo_jax.decode.sampling import DRAFT, choose
 from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Weights, newest
-from kangaroo_jax.model import KVCache, draft_head, embed, init_cache, linear, run_adapter, run_layers
-
-if TYPE_CHECKING:
-    from kangaroo_jax.decode.spec import DecodeSpec
-
-Propose = Callable[..., tuple[Array, KVCache | None]]
-
-
-def propose(
-    spec: DecodeSpec,
-    weights: Weights,
-    hidden: Float[Array, "B 1 D"],
-    positions: Int[Array, "B 1"],
-    cache: KVCache | None,
-) -> tuple[Float[Array, "B V"], KVCache | None]:
-    """Return the draft model's logits of the token after ``positions``: adapter and LM head on the exit layer's states.
-
-    Returns:
-        fp32 logits, and the adapter's cache, if it has one, with this position written.
-    """
-    assert spec.adapter is not None
-    adapted, cache = run_adapter(spec.config, weights["adapter"], hidden, positions, cache, spec.adapter)
-    return linear(adapted, draft_head(weights["target"], weights["adapter"]), jnp.float32)[:, 0], cache
+from kangaroo_jax.model import (
+    AdapterConfig,
+    KVCache,
+    draft_head,
+    embed,
+    init_cache,
+    line,
+    linear,
+    run_adapter,
+    run_layers,
+)
 
 
 class _Carry(struct.PyTreeNode):
@@ -47,104 +33,156 @@ class _Carry(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Kangaroo(Drafter):
-    """Drafts with the target's first layers, an adapter and the target's head; remembers the adapter's cache."""
+    """Drafts with the target's first layers, an adapter and the target's head; remembers the adapter's cache.
+
+    Attributes:
+        adapter: what the adapter computes.
+    """
+
+    adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
+
+    @property
+    def reads_adapter(self) -> bool:
+        """Return True."""
+        return True
 
     @property
     def confident(self) -> bool:
         """Return True: the draft model's top-1 probability."""
         return True
 
+    def prefill_gamma(self, gamma: int) -> int:
+        """Return the smallest gamma with as many rows."""
+        return max(self.rows(gamma) - 8, 1)
+
     def allocate(self, spec: DecodeSpec, batch: int, slots: int, dtype: jnp.dtype) -> KVCache | None:
-        """Return a zeroed cache, if there is an adapter that drafts and attends."""
-        return init_cache(spec.config, batch, slots, dtype, 1)[0] if spec.adapter_cached else None
+        """Return a zeroed cache, if the adapter attends."""
+        return init_cache(spec.config, batch, slots, dtype, 1)[0] if self.adapter.made_of.cached else None
 
     def read(self, spec: DecodeSpec, weights: Weights, memory: KVCache | None, piece: Piece) -> KVCache | None:
         """Run the adapter over the states of the exit layer."""
-        if memory is None or spec.adapter is None:
-            return None
-        return run_adapter(spec.config, weights["adapter"], piece.exit, piece.positions, memory, spec.adapter)[1]
+        return None if memory is None else self._adapt(spec, weights, piece.exit, piece.positions, memory)[1]
 
     def draft(self, spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Controls) -> Draft:
-        """Draft until no sequence is confident any more, as ``decode.draft.draft`` says."""
-        return draft(spec, weights, state, controls)
+        """Draft until no sequence is confident any more, or ``gamma`` tokens are drafted.
 
+        The confidence is the draft model's top-1 probability, in fp32, before temperature and cuts. A token drafted
+        with confidence below ``eta`` ends the drafting of its sequence, and is kept: it is verified like the others.
+        While some sequence goes on, the others run along and their results are not counted.
 
-KANGAROO = Kangaroo()
+        Returns:
+            The draft. Afterwards shallow and adapter caches cover every position a round can commit, also when all
+            drafts are accepted: the adapter has seen the last drafted token too.
+        """
+        token, position = newest(state)
 
+        def keep_drafting(carry: _Carry) -> Array:
+            return carry.active.any() & (carry.step < spec.gamma)
 
-def draft(spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Controls) -> Draft:
-    """Draft until no sequence is confident any more, or ``gamma`` tokens are drafted.
+        def draft_one(carry: _Carry) -> _Carry:
+            step, now = carry.step, carry.draft
+            hidden = jax.lax.dynamic_slice_in_dim(now.hidden, step, 1, axis=1)
+            logits, memory = self.propose(spec, weights, hidden, position + step, now.drafter)
+            key = (state.seed, state.length, DRAFT + step)
+            drafted, log_q = choose(spec.sampling(controls), logits, key, spec.truncate)
+            confidence = 1.0 / jnp.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
+            after = position + step + 1
+            hidden, caches = self._shallow(spec, weights, drafted[:, None], after, now.caches, carry.active)
+            return _Carry(
+                step=step + 1,
+                active=carry.active & (confidence >= controls.eta),
+                draft=Draft(
+                    tokens=_put(now.tokens, drafted, step),
+                    count=now.count + carry.active,
+                    confidence=_put(now.confidence, confidence, step),
+                    # Nothing to note (None) when tokens are not drawn.
+                    log_q=jax.tree.map(lambda noted, new: _put(noted, new, step), now.log_q, log_q),
+                    hidden=_put(now.hidden, hidden[:, 0], step + 1),
+                    caches=caches,
+                    drafter=memory,
+                ),
+            )
 
-    The confidence is the draft model's top-1 probability, in fp32, before temperature and cuts. A token drafted with
-    confidence below ``eta`` ends the drafting of its sequence, and is kept: it is verified like the others. While some
-    sequence goes on, the others run along and their results are not counted.
+        running = state.finish == RUNNING
+        shared = state.caches[: self.exit_layer]
+        first, caches = self._shallow(spec, weights, token, position, shared, running)
+        start = _nothing_drafted(spec, first, caches, state.drafter)
+        carry = _Carry(jnp.zeros((), jnp.int32), running, start)
+        done = jax.lax.while_loop(keep_drafting, draft_one, carry).draft
+        return done.replace(drafter=self._close_hole(spec, weights, done, position))
 
-    Args:
-        spec: static description.
-        weights: target and adapter.
-        state: the state between two rounds.
-        controls: eta, and how tokens are drawn.
+    def propose(
+        self,
+        spec: DecodeSpec,
+        weights: Weights,
+        hidden: Float[Array, "B 1 D"],
+        positions: Int[Array, "B 1"],
+        memory: KVCache | None,
+    ) -> tuple[Float[Array, "B V"], KVCache | None]:
+        """Return the draft model's logits of the token after ``positions``: adapter and head on the exit layer's state.
 
-    Returns:
-        The draft. Afterwards shallow and adapter caches cover every position a round can commit, also when all drafts
-        are accepted: the adapter has seen the last drafted token too.
-    """
-    token, position = newest(state)
-    batch = token.shape[0]
+        Returns:
+            fp32 logits, and the adapter's cache, if it has one, with this position written.
+        """
+        adapted, memory = self._adapt(spec, weights, hidden, positions, memory)
+        return linear(adapted, draft_head(weights["target"], weights["adapter"]), jnp.float32)[:, 0], memory
 
-    def shallow(token: Array, position: Array, caches: tuple[KVCache, ...], active: Array) -> tuple[Array, Any]:
+    def _shallow(
+        self,
+        spec: DecodeSpec,
+        weights: Weights,
+        token: Int[Array, "B 1"],
+        position: Int[Array, "B 1"],
+        caches: tuple[KVCache, ...],
+        active: Bool[Array, " B"],
+    ) -> tuple[Float[Array, "B 1 D"], tuple[KVCache, ...]]:
+        """Run the layers shared with the target on one token of every sequence that is active."""
+        slots = caches[0].slots if caches else None
+        context = line(position, slots, active.astype(jnp.int32))
         x = embed(weights["target"], token)
-        count = active.astype(jnp.int32)
-        return run_layers(spec.config, weights["target"], x, position, caches, 0, spec.exit_layer, count=count)
+        return run_layers(spec.config, weights["target"], x, context, caches, 0, self.exit_layer)
 
-    def keep_drafting(carry: _Carry) -> Array:
-        return carry.active.any() & (carry.step < spec.gamma)
+    def _adapt(
+        self,
+        spec: DecodeSpec,
+        weights: Weights,
+        hidden: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        memory: KVCache | None,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Run the adapter on states of the exit layer."""
+        context = line(positions, None if memory is None else memory.slots)
+        return run_adapter(spec.config, weights["adapter"], hidden, context, memory, self.adapter)
 
-    def draft_one(carry: _Carry) -> _Carry:
-        step, now = carry.step, carry.draft
-        hidden = jax.lax.dynamic_slice_in_dim(now.hidden, step, 1, axis=1)
-        logits, memory = spec.propose(spec, weights, hidden, position + step, now.drafter)
-        drafted, log_q = choose(spec, controls.sampling, logits, state.seed, state.length, DRAFT + step)
-        confidence = 1.0 / jnp.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
-        hidden, caches = shallow(drafted[:, None], position + step + 1, now.caches, carry.active)
-        after = Draft(
-            tokens=jax.lax.dynamic_update_slice(now.tokens, drafted[:, None], (0, step)),
-            count=now.count + carry.active,
-            confidence=jax.lax.dynamic_update_slice(now.confidence, confidence[:, None], (0, step)),
-            # Nothing to note (None) when tokens are not drawn.
-            log_q=jax.tree.map(
-                lambda noted, new: jax.lax.dynamic_update_slice(noted, new[:, None], (0, step, 0)), now.log_q, log_q
-            ),
-            hidden=jax.lax.dynamic_update_slice(now.hidden, hidden, (0, step + 1, 0)),
-            caches=caches,
-            drafter=memory,
-        )
-        return _Carry(step + 1, carry.active & (confidence >= controls.eta), after)
+    def _close_hole(
+        self, spec: DecodeSpec, weights: Weights, draft: Draft, position: Int[Array, "B 1"]
+    ) -> KVCache | None:
+        """Write the adapter's keys and values of the last drafted token, which drafting itself never feeds to it.
 
-    running = state.finish == RUNNING
-    first, caches = shallow(token, position, state.caches[: spec.exit_layer], running)
-    hidden = jnp.zeros((batch, spec.rows, first.shape[-1]), first.dtype)
-    start = Draft(
+        Only the cache is used, so XLA drops all but the projection of one row; the native kernels run the adapter.
+        """
+        if draft.drafter is None:
+            return None
+        last = jnp.take_along_axis(draft.hidden, draft.count[:, None, None], axis=1)
+        return self._adapt(spec, weights, last, position + draft.count[:, None], draft.drafter)[1]
+
+
+def _nothing_drafted(
+    spec: DecodeSpec, first: Float[Array, "B 1 D"], caches: tuple[KVCache, ...], memory: KVCache | None
+) -> Draft:
+    """Return a draft of no tokens, with the exit layer's state of the newest committed one."""
+    batch, _, width = first.shape
+    return Draft(
         tokens=jnp.zeros((batch, spec.gamma), jnp.int32),
         count=jnp.zeros((batch,), jnp.int32),
         confidence=jnp.zeros((batch, spec.rows), jnp.float32),
         log_q=jnp.zeros((batch, spec.gamma, spec.config.vocab_size), jnp.float32) if spec.sample else None,
-        hidden=jax.lax.dynamic_update_slice(hidden, first, (0, 0, 0)),
+        hidden=_put(jnp.zeros((batch, spec.rows, width), first.dtype), first[:, 0], 0),
         caches=caches,
-        drafter=state.drafter,
+        drafter=memory,
     )
-    carry = _Carry(jnp.zeros((), jnp.int32), running, start)
-    done = jax.lax.while_loop(keep_drafting, draft_one, carry).draft
-    return done.replace(drafter=_close_hole(spec, weights, done, position))
 
 
-def _close_hole(spec: DecodeSpec, weights: Weights, draft: Draft, position: Int[Array, "B 1"]) -> KVCache | None:
-    """Write the adapter's keys and values of the last drafted token, which drafting itself never feeds to it.
-
-    Only the cache is used, so XLA drops all but the projection of one row; the native kernels run the adapter.
-    """
-    if draft.drafter is None or spec.adapter is None:
-        return None
-    last = jnp.take_along_axis(draft.hidden, draft.count[:, None, None], axis=1)
-    after = position + draft.count[:, None]
-    return run_adapter(spec.config, weights["adapter"], last, after, draft.drafter, spec.adapter)[1]
+def _put(buffer: Array, row: Array, at: Int[Array, ""] | int) -> Array:
+    """Write one row of every sequence."""
+    return jax.lax.dynamic_update_slice_in_dim(buffer, row[:, None], at, axis=1)

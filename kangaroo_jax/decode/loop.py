@@ -12,24 +12,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from kangaroo_jax.decode.accept import accept_tree
-from kangaroo_jax.decode.drafter import Verified
+from kangaroo_jax.decode.drafter import DecodeSpec, Verified
 from kangaroo_jax.decode.sampling import TARGET, choose, log_probabilities, most_likely
-from kangaroo_jax.decode.spec import DecodeSpec
 from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Weights, commit, newest, record_round
+from kangaroo_jax.decode.tree import accept_tree
 from kangaroo_jax.decode.verify import verify
-from kangaroo_jax.model import embed, keep_path, logits, run_layers
+from kangaroo_jax.model import embed, keep_path, line, logits, run_layers
 
 
 def speculative_round(spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Controls) -> DecodeState:
     """Draft, verify, accept, commit: one round, 1 to ``gamma + 1`` tokens long (Kangaroo: paper, algorithm 1)."""
     drafted = spec.drafter.draft(spec, weights, state, controls)
     tree, root = drafted.tree, state.length - 1
-    positions = root[:, None] + (jnp.arange(spec.rows) if tree is None else tree.depth)
-    scores, hidden, deep = verify(
-        spec, weights, drafted, positions, state.caches[spec.exit_layer :], state.finish == RUNNING
-    )
-    caches = (*drafted.caches, *deep)
+    scores, hidden, caches = verify(spec, weights, state, drafted)
     tokens = jnp.pad(drafted.tokens, ((0, 0), (1, spec.rows - 1 - drafted.tokens.shape[1])))
     tokens = tokens.at[:, 0].set(newest(state)[0][:, 0])
     target = most_likely(scores)
@@ -40,14 +35,17 @@ def speculative_round(spec: DecodeSpec, weights: Weights, state: DecodeState, co
         block = jnp.take_along_axis(target, path, axis=1)
         caches = tuple(keep_path(cache, root, path) for cache in caches)
     elif spec.sample:
+        assert drafted.log_q is not None
         log_p = log_probabilities(controls.sampling, scores[:, : spec.gamma + 1], spec.truncate)
-        accepted, follows = spec.accept(drafted.tokens, drafted.count, drafted.log_q, log_p, state.seed, state.length)
+        accepted, follows = spec.drafter.accept(
+            drafted.tokens, drafted.count, drafted.log_q, log_p, state.seed, state.length
+        )
         block = jnp.pad(drafted.tokens, ((0, 0), (0, spec.rows - spec.gamma)))
         block = jnp.where(jnp.arange(spec.rows) == accepted[:, None], follows[:, None], block)
     else:
         # Accepted drafts equal the target's choices, so the target's row is the block to commit.
         block = target
-        accepted = spec.agree(drafted.tokens, drafted.count, block)
+        accepted = spec.drafter.agree(drafted.tokens, drafted.count, block)
     found = Verified(tokens, hidden, target, path, accepted, state.length)
     state = state.replace(caches=caches, drafter=spec.drafter.learn(spec, weights, drafted.drafter, found))
     state, committed = commit(state, block, accepted + 1, controls.eos_token_id)
@@ -58,10 +56,11 @@ def plain_round(spec: DecodeSpec, weights: Weights, state: DecodeState, controls
     """One step of plain decoding: all layers on the newest token; commits one token."""
     config, target = spec.config, weights["target"]
     token, position = newest(state)
-    x, depth, running = embed(target, token), config.num_hidden_layers, (state.finish == RUNNING).astype(jnp.int32)
-    x, caches = run_layers(config, target, x, position, state.caches, 0, depth, count=running)
-    scores = logits(config, target, x, running)[:, 0]
-    chosen, _ = choose(spec, controls.sampling, scores, state.seed, state.length, TARGET)
+    context = line(position, state.slots, (state.finish == RUNNING).astype(jnp.int32))
+    x, caches = run_layers(config, target, embed(target, token), context, state.caches, 0, config.num_hidden_layers)
+    scores = logits(config, target, x, context.count)[:, 0]
+    key = (state.seed, state.length, TARGET)
+    chosen, _ = choose(spec.sampling(controls), scores, key, spec.truncate)
     state = state.replace(caches=caches)
     state, committed = commit(state, chosen[:, None], jnp.ones_like(state.length), controls.eos_token_id)
     nothing = jnp.zeros_like(committed)

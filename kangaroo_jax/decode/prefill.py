@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
-from kangaroo_jax.decode.drafter import Piece
+from kangaroo_jax.decode.drafter import DecodeSpec, Piece
 from kangaroo_jax.decode.sampling import TARGET, choose
-from kangaroo_jax.decode.spec import DecodeSpec
 from kangaroo_jax.decode.state import RUNNING, Caches, Controls, DecodeState, Weights, commit, init_stats
-from kangaroo_jax.model import embed, init_cache, logits, run_layers
+from kangaroo_jax.model import embed, init_cache, line, logits, run_layers
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -58,7 +57,7 @@ def prefill(
     batch, slots = tokens.shape
     layers, memory, last = _run_prompt(spec, chunk, weights, caches, tokens, start, length)
     scores = logits(spec.config, weights["target"], last)[:, 0]
-    chosen, _ = choose(spec, controls.sampling, scores, seed, length, TARGET)
+    chosen, _ = choose(spec.sampling(controls), scores, (seed, length, TARGET), spec.truncate)
     state = DecodeState(
         tokens=tokens,
         length=length,
@@ -83,7 +82,7 @@ def _run_prompt(
 ) -> tuple[*Caches, Float[Array, "B 1 D"]]:
     """Fill the caches from ``start`` to ``length``; return them and the last layer's state of each last position."""
     config, target = spec.config, weights["target"]
-    exit_layer, depth = spec.exit_layer, config.num_hidden_layers
+    exit_layer, depth = spec.drafter.exit_layer, config.num_hidden_layers
 
     def body(carry: tuple[Array, Caches, Array]) -> tuple[Array, Caches, Array]:
         done, (layers, memory), last = carry
@@ -91,10 +90,11 @@ def _run_prompt(
         at = jnp.minimum(start + done, tokens.shape[1] - chunk)
         positions = at[:, None] + jnp.arange(chunk)
         piece = jnp.take_along_axis(tokens, positions, axis=1)
-        x, count = embed(target, piece), jnp.clip(length - at, 0, chunk)
-        x, shallow = run_layers(config, target, x, positions, layers[:exit_layer], 0, exit_layer, count=count)
+        context = line(positions, tokens.shape[1], jnp.clip(length - at, 0, chunk))
+        x = embed(target, piece)
+        x, shallow = run_layers(config, target, x, context, layers[:exit_layer], 0, exit_layer)
         memory = spec.drafter.read(spec, weights, memory, Piece(piece, positions, x))
-        x, deep = run_layers(config, target, x, positions, layers[exit_layer:], exit_layer, depth, count=count)
+        x, deep = run_layers(config, target, x, context, layers[exit_layer:], exit_layer, depth)
         row = length - 1 - at
         here = (row >= 0) & (row < chunk)
         found = jnp.take_along_axis(x, jnp.clip(row, 0, chunk - 1)[:, None, None], axis=1)

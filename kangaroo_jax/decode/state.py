@@ -35,16 +35,16 @@ class DecodeStats(struct.PyTreeNode):
 
 
 class Controls(struct.PyTreeNode):
-    """What a caller may change from one generation to the next; all traced, so that nothing recompiles.
+    """What a caller may change from one generation, and from one sequence, to the next; all traced: nothing recompiles.
 
     Attributes:
-        eta: confidence below which drafting stops.
-        eos_token_id: tokens that end a sequence; -1 is none.
+        eta: confidence below which drafting stops, ``[B]``.
+        eos_token_id: tokens that end each sequence; -1 is none, ``[B, E]``.
         sampling: how tokens are drawn; not looked at by greedy decoding.
     """
 
-    eta: Float[Array, ""]
-    eos_token_id: Int[Array, " E"]
+    eta: Float[Array, " B"]
+    eos_token_id: Int[Array, "B E"]
     sampling: Sampling
 
 
@@ -75,6 +75,11 @@ class DecodeState(struct.PyTreeNode):
     drafter: Any
     stats: DecodeStats
 
+    @property
+    def slots(self) -> int:
+        """Positions that there is room for."""
+        return self.tokens.shape[1]
+
 
 def init_stats(batch: int, slots: int, rows: int) -> DecodeStats:
     """Return zeroed counters."""
@@ -89,7 +94,7 @@ def init_stats(batch: int, slots: int, rows: int) -> DecodeStats:
 
 
 def commit(
-    state: DecodeState, block: Int[Array, "B T"], count: Int[Array, " B"], eos_token_id: Int[Array, " E"]
+    state: DecodeState, block: Int[Array, "B T"], count: Int[Array, " B"], eos_token_id: Int[Array, "B E"]
 ) -> tuple[DecodeState, Int[Array, " B"]]:
     """Append the first ``count[b]`` tokens of a block to every running sequence, cut where plain decoding would stop.
 
@@ -102,13 +107,13 @@ def commit(
         state: the state; finished sequences stay as they are.
         block: tokens that follow the committed ones.
         count: how many tokens of each row are valid.
-        eos_token_id: tokens that end a sequence; may be empty.
+        eos_token_id: tokens that end each sequence; may be empty.
 
     Returns:
         The state, and the number of tokens committed to each sequence.
     """
     index = jnp.arange(block.shape[1])
-    is_end = (block[:, :, None] == eos_token_id).any(-1) & (index < count[:, None])
+    is_end = (block[:, :, None] == eos_token_id[:, None]).any(-1) & (index < count[:, None])
     count = jnp.where(is_end.any(-1), jnp.argmax(is_end, axis=-1) + 1, count)
     room = state.limit - state.length
     running = state.finish == RUNNING

@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from kangaroo_jax.decode.drafter import Draft
-from kangaroo_jax.decode.spec import DecodeSpec
-from kangaroo_jax.decode.state import Weights
-from kangaroo_jax.model import KVCache, logits, run_layers
+from kangaroo_jax.decode.drafter import DecodeSpec, Draft
+from kangaroo_jax.decode.state import RUNNING, DecodeState, Weights
+from kangaroo_jax.model import KVCache, branch, line, logits, run_layers
 
 
 def verify(
-    spec: DecodeSpec,
-    weights: Weights,
-    draft: Draft,
-    positions: Int[Array, "B R"],
-    caches: tuple[KVCache, ...],
-    running: Bool[Array, " B"],
+    spec: DecodeSpec, weights: Weights, state: DecodeState, draft: Draft
 ) -> tuple[Float[Array, "B R V"], Float[Array, "B R D"], tuple[KVCache, ...]]:
     """Run layers ``[l, N)``, final norm and LM head over the kept hidden states.
 
     Args:
         spec: static description.
         weights: target and adapter.
+        state: the state between two rounds; of sequences that have finished nothing is used.
         draft: what drafting left; rows beyond ``count`` are computed and never used.
-        positions: R consecutive positions, from that of the newest committed token on; of a tree, its rows' positions.
-        caches: the deep layers' caches.
-        running: sequences that have not finished; of the others nothing is used.
 
     Returns:
-        fp32 logits of the token after each position, the last layer's states, and the deep caches.
+        fp32 logits of the token after each row, the last layer's states, and the caches of all layers.
     """
-    last = spec.config.num_hidden_layers
-    tree = None if draft.tree is None else draft.tree.visible
-    count = jnp.where(running, draft.count + 1, 0) if draft.tree is None else None
-    target = weights["target"]
-    x, caches = run_layers(spec.config, target, draft.hidden, positions, caches, spec.exit_layer, last, tree, count)
-    return logits(spec.config, target, x, count), x, caches
+    root, tree = state.length - 1, draft.tree
+    if tree is None:
+        count = jnp.where(state.finish == RUNNING, draft.count + 1, 0)
+        context = line(root[:, None] + jnp.arange(spec.rows), state.slots, count)
+    else:
+        context = branch(root, tree.depth, tree.visible, state.slots)
+    exit_layer, last, target = spec.drafter.exit_layer, spec.config.num_hidden_layers, weights["target"]
+    deep = state.caches[exit_layer:]
+    x, deep = run_layers(spec.config, target, draft.hidden, context, deep, exit_layer, last)
+    return logits(spec.config, target, x, context.count), x, (*draft.caches, *deep)

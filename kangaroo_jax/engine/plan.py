@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,46 @@ class Options:
             raise TypeError(str(error).replace("Options.__init__()", f"{caller}()")) from None
 
 
+OF_A_BATCH = ("gamma", "method", "num_return_sequences")
+"""Options that all prompts of a call share; every other one may differ from prompt to prompt."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Checked options of one prompt: what is traced, or looked at by the host; none of it compiles anything.
+
+    Attributes:
+        eta: confidence below which drafting stops, as it was asked for.
+        eos_token_id: tokens that end the text.
+        max_new_tokens: token budget.
+        stop_strings: strings that end the text.
+        seed: seed of the random numbers, or None for other ones each time.
+        temperature: divides the logits; 0 for greedy decoding, whatever asked for it.
+        top_k: tokens to draw from at most; the vocabulary's size for all.
+        top_p: probability that the tokens to draw from have together, at least.
+        min_p: probability of a token to draw from over that of the most likely one, at least.
+    """
+
+    eta: float
+    eos_token_id: tuple[int, ...]
+    max_new_tokens: int
+    stop_strings: tuple[str, ...]
+    seed: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn; a temperature of 0 is the limit of lower and lower ones: the most likely token."""
+        return bool(np.float32(self.temperature) > 0)
+
+    def truncates(self, vocab_size: int) -> bool:
+        """Return whether top_k or top_p leave out anything that is drawn."""
+        return self.samples and (self.top_k < vocab_size or self.top_p < 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Checked options, as the decoder takes them.
@@ -50,24 +90,43 @@ class Plan:
     Attributes:
         method: ``"kangaroo"`` or ``"plain"``.
         spec: what is static.
-        eta: confidence below which drafting stops, as it was asked for.
-        controls: what is traced.
-        max_new_tokens: token budget.
-        stop_strings: strings that end the text.
-        seed: seed of the random numbers, or None for other ones each time.
+        settings: of each prompt, in order; one alone is for all.
         copies: sequences to draw for each prompt.
         drafter_weights: weights of a drafter other than Kangaroo's.
     """
 
     method: str
     spec: dec.DecodeSpec
-    eta: float
-    controls: dec.Controls
-    max_new_tokens: int
-    stop_strings: tuple[str, ...]
-    seed: int | None
+    settings: tuple[Settings, ...]
     copies: int
     drafter_weights: Any = None
+
+    def rows(self, prompts: int) -> list[Settings]:
+        """Return the settings of every sequence, ``prompts * copies`` of them."""
+        each = self.settings * prompts if len(self.settings) == 1 else self.settings
+        assert len(each) == prompts
+        return [settings for settings in each for _ in range(self.copies)]
+
+    def controls(self, prompts: int) -> dec.Controls:
+        """Return what is traced of every sequence; B is ``prompts * copies``.
+
+        EOS tokens are padded with -1 to a multiple of 4, so that their number compiles nothing anew.
+        """
+        rows = self.rows(prompts)
+        width = max(-(-max(len(row.eos_token_id) for row in rows) // 4) * 4, 4)
+        eos = [[*row.eos_token_id] + [-1] * (width - len(row.eos_token_id)) for row in rows]
+
+        def column(name: str, dtype: Any, most: float) -> Any:
+            return np.array([min(getattr(row, name), most) for row in rows], dtype)
+
+        sampling = dec.Sampling(
+            temperature=column("temperature", np.float32, 1e30),
+            top_k=column("top_k", np.int32, self.spec.config.vocab_size),
+            top_p=column("top_p", np.float32, 1),
+            min_p=column("min_p", np.float32, 1),
+        )
+        ends: Any = np.array(eos, np.int32)
+        return dec.Controls(eta=column("eta", np.float32, 2.0), eos_token_id=ends, sampling=sampling)  # Above 1 is 2.
 
     def keys(self, prompts: int) -> np.ndarray:
         """Return the random key of every sequence, ``[prompts * copies, 2]``.
@@ -75,46 +134,57 @@ class Plan:
         A given seed makes the same key for the same copy of any prompt: what a sequence draws does not depend on the
         batch around it. Without one, all keys differ.
         """
-        if self.seed is None:
-            entropy = secrets.randbits(128)
-            sources = [np.random.SeedSequence(entropy, spawn_key=(row,)) for row in range(prompts * self.copies)]
-        else:
-            sources = [np.random.SeedSequence(self.seed, spawn_key=(copy,)) for copy in range(self.copies)] * prompts
+        entropy, sources = secrets.randbits(128), []
+        for row, settings in enumerate(self.rows(prompts)):
+            seed, key = (entropy, row) if settings.seed is None else (settings.seed, row % self.copies)
+            sources.append(np.random.SeedSequence(seed, spawn_key=(key,)))
         return np.stack([source.generate_state(2, np.uint32) for source in sources])
 
 
-def plan(params: Params, options: Options) -> Plan:
+def plan(params: Params, options: Options, per_prompt: Sequence[Mapping[str, Any]] | None = None) -> Plan:
     """Check options against a model.
+
+    Args:
+        params: from ``load``.
+        options: of all prompts.
+        per_prompt: what differs, by prompt: some of the options by name, all but those of ``OF_A_BATCH``.
 
     Raises:
         ValueError: if one is out of range; the message names it, its value and what is expected.
+        TypeError: if there is no option of a name.
     """
     check_params(params)
     method = _method(params, options)
-    spec, eta = _spec(params, options, method)
-    sampling = _sampling(params, options)
+    settings: list[Settings] = []
+    for each in _each(options, per_prompt):  # No comprehension: a warning counts the frames up to the caller.
+        settings.append(_settings(params, each, method))
     copies = integer("num_return_sequences", options.num_return_sequences, 1)
-    # Temperature 0 is the limit of lower and lower ones: the most likely token.
-    sample = bool(options.do_sample) and bool(sampling.temperature > 0)
-    if copies > 1 and not sample:
+    if copies > 1 and not all(row.samples for row in settings):
         raise ValueError(
             f"num_return_sequences is {copies}, and greedy decoding has one result: pass do_sample=True "
             "with a temperature above 0"
         )
-    truncate = sample and bool(sampling.top_k < params.config.vocab_size or sampling.top_p < 1)
-    seed = None if options.seed is None else integer("seed", options.seed, 0)
-    # All eta above 1 are one, and 2 fits fp32.
-    traced: tuple[Any, ...] = (np.float32(min(eta, 2.0)), _eos_ids(params, options.eos_token_id), sampling)
-    return Plan(
-        method=method,
-        spec=dataclasses.replace(spec, sample=sample, truncate=truncate),
-        eta=eta,
-        controls=dec.Controls(*traced),
-        max_new_tokens=integer("max_new_tokens", options.max_new_tokens, 0),
-        stop_strings=_stop_strings(params, options.stop_strings),
-        seed=seed,
-        copies=copies,
-    )
+    drafter, gamma = _drafter(params, options, method)
+    sample = any(row.samples for row in settings)
+    truncate = any(row.truncates(params.config.vocab_size) for row in settings)
+    return Plan(method, dec.DecodeSpec(params.config, drafter, gamma, sample, truncate), tuple(settings), copies)
+
+
+def _each(options: Options, per_prompt: Sequence[Mapping[str, Any]] | None) -> list[Options]:
+    """Return the options of every prompt; of all together where nothing differs."""
+    if per_prompt is None:
+        return [options]
+    expected = "one mapping of option names to values for each prompt"
+    if isinstance(per_prompt, str | Mapping) or not isinstance(per_prompt, Sequence) or not per_prompt:
+        raise ValueError(f"per_prompt is {per_prompt!r:.60}; pass {expected}")
+    each = []
+    for index, given in enumerate(per_prompt):
+        if not isinstance(given, Mapping):
+            raise ValueError(f"per_prompt has {given!r:.60} at {index}; pass {expected}")
+        if shared := [name for name in OF_A_BATCH if name in given]:
+            raise ValueError(f"per_prompt has {shared[0]} at {index}; all prompts of a call share it, pass it beside")
+        each.append(Options.of("generate", {**dataclasses.asdict(options), **given}))
+    return each
 
 
 def _method(params: Params, options: Options) -> str:
@@ -126,28 +196,28 @@ def _method(params: Params, options: Options) -> str:
     return options.method
 
 
-def _spec(params: Params, options: Options, method: str) -> tuple[dec.DecodeSpec, float]:
-    """Return the static description and eta."""
-    gamma, eta = options.gamma, options.eta
+def _drafter(params: Params, options: Options, method: str) -> tuple[dec.Drafter, int]:
+    """Return what drafts, and the largest number of tokens it drafts in a round."""
+    gamma = options.gamma
     if gamma is not None:
         gamma = integer("gamma", gamma, 1, params.config.max_position_embeddings)
-    if eta is not None:
-        eta = real("eta", eta, "a probability threshold of 0 or more (0.6 is the paper's)")
     if method == "plain":
-        # One exit layer for all plain runs, so that they share a program whatever the adapter.
-        return dec.DecodeSpec(params.config, params.config.num_hidden_layers, 0), 0.0
-    if params.draft is None or params.adapter is None:
+        return dec.PLAIN, 0
+    draft = params.draft
+    if draft is None or params.adapter is None:
         raise ValueError(
             f"{params.name} has no adapter; train one with 'python -m train.adapter --model {params.name}', "
             "pass load(..., adapter=DIR), or use method='plain'"
         )
-    draft = params.draft
-    spec = dec.DecodeSpec(params.config, draft.exit_layer, gamma or draft.gamma, draft.adapter)
-    return spec, float(draft.eta if eta is None else eta)
+    return dec.Kangaroo(draft.adapter, exit_layer=draft.exit_layer), gamma or draft.gamma
 
 
-def _sampling(params: Params, options: Options) -> dec.Sampling:
-    """Return temperature and cuts."""
+def _settings(params: Params, options: Options, method: str) -> Settings:
+    """Return the checked options of one prompt."""
+    eta = 0.0 if method == "plain" or params.draft is None else params.draft.eta
+    if options.eta is not None:
+        asked = real("eta", options.eta, "a probability threshold of 0 or more (0.6 is the paper's)")
+        eta = 0.0 if method == "plain" else asked
     if not isinstance(options.do_sample, bool | np.bool_):
         raise ValueError(f"do_sample is {options.do_sample!r:.60}; pass True or False")
     temperature = real("temperature", options.temperature, "0 or more (0 is greedy, 1 the model's own)")
@@ -157,9 +227,17 @@ def _sampling(params: Params, options: Options) -> dec.Sampling:
     top_k = 0 if options.top_k is None else integer("top_k", options.top_k, 0)
     _warn_of_unused(options)
     vocab_size = params.config.vocab_size
-    kept = min(top_k or vocab_size, vocab_size)
-    traced: tuple[Any, ...] = (np.float32(min(temperature, 1e30)), np.int32(kept), np.float32(top_p), np.float32(min_p))
-    return dec.Sampling(*traced)
+    return Settings(
+        eta=float(eta),
+        eos_token_id=_eos_ids(params, options.eos_token_id),
+        max_new_tokens=integer("max_new_tokens", options.max_new_tokens, 0),
+        stop_strings=_stop_strings(params, options.stop_strings),
+        seed=None if options.seed is None else integer("seed", options.seed, 0),
+        temperature=temperature if options.do_sample else 0.0,
+        top_k=min(top_k or vocab_size, vocab_size),
+        top_p=top_p,
+        min_p=min_p,
+    )
 
 
 def _warn_of_unused(options: Options) -> None:
@@ -177,16 +255,15 @@ def _warn_of_unused(options: Options) -> None:
         warnings.warn(f"{', '.join(given)} has no effect: pass do_sample=True to draw tokens", stacklevel=6)
 
 
-def _eos_ids(params: Params, eos_token_id: int | Sequence[int] | None) -> np.ndarray:
-    """Return the ids that end the text, padded with -1 so that their number compiles nothing anew."""
+def _eos_ids(params: Params, eos_token_id: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Return the ids that end the text."""
     config = params.config
     if eos_token_id is None:
-        ids = list(config.eos_token_id)
-    else:
-        given = plain(eos_token_id)
-        given = given if isinstance(given, list | tuple) else [given]
-        ids = token_ids("eos_token_id", given, config.vocab_size, "a token id, a list of them, or () for none")
-    return np.array(ids + [-1] * (-len(ids) % 4 or 4 * (not ids)), np.int32)
+        return config.eos_token_id
+    given = plain(eos_token_id)
+    given = given if isinstance(given, list | tuple) else [given]
+    expected = "a token id, a list of them, or () for none"
+    return tuple(token_ids("eos_token_id", given, config.vocab_size, expected))
 
 
 def _stop_strings(params: Params, stop_strings: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -45,6 +45,8 @@ class Run:
 
     Attributes:
         prompts: ids of the prompt of every sequence.
+        rows: settings of every sequence.
+        controls: what is traced of them.
         first: text that the prefill's token gave each of them.
     """
 
@@ -70,25 +72,32 @@ class Run:
         """
         self.params, self.plan = params, plan
         context = context or params.config.max_position_embeddings
-        batch, limits = len(prompts) * plan.copies, [min(len(ids) + plan.max_new_tokens, context) for ids in prompts]
+        self.rows = plan.rows(len(prompts))
+        self.prompts = [prompt for prompt in prompts for _ in range(plan.copies)]
+        limits = [
+            min(len(prompt) + row.max_new_tokens, context) for prompt, row in zip(self.prompts, self.rows, strict=True)
+        ]
         if kept is None:
             slots = dec.cache_slots(plan.spec, max(limits))
-            kept = Kept(slots, dec.prefill_chunk(max(map(len, prompts)), slots, batch))
+            kept = Kept(slots, dec.prefill_chunk(max(map(len, prompts)), slots, len(limits)))
         if kept.caches is None:  # Before anything is made for each of perhaps too many sequences.
-            dtype = params.target["embed_tokens"]["embedding"].dtype
-            check_memory(plan.spec, batch, kept.slots, kept.chunk, dtype)
-        self.prompts = [prompt for prompt in prompts for _ in range(plan.copies)]
+            check_memory(plan.spec, len(limits), kept.slots, kept.chunk, params.dtype)
         # Weights go in once; a run that has no use for the adapter does not see it at all.
-        self.weights = {"target": params.target, "adapter": params.adapter if plan.spec.adapter_used else None}
+        adapter = params.adapter if plan.spec.drafter.reads_adapter else None
+        self.weights = {"target": params.target, "adapter": adapter}
         if plan.drafter_weights is not None:
             self.weights["drafter"] = plan.drafter_weights
-        self.readers = [Reader(params.tokenizer, prompt, plan.stop_strings) for prompt in self.prompts]
+        self.controls = plan.controls(len(prompts))
+        self.readers = [
+            Reader(params.tokenizer, prompt, row.stop_strings)
+            for prompt, row in zip(self.prompts, self.rows, strict=True)
+        ]
         self.compile_seconds = self.decode_seconds = 0.0
         self._rounds_a_call = 0
         self._ended = [False] * len(self.prompts)
         lengths = np.array([len(prompt) for prompt in self.prompts], np.int32)
         self.prefilled = lengths - kept.start
-        budgets = np.repeat(np.array(limits, np.int32), plan.copies) - lengths
+        budgets = np.array(limits, np.int32) - lengths
         self._prefill(kept, lengths, budgets, plan.keys(len(prompts)))
 
     def _prefill(self, kept: Kept, lengths: np.ndarray, budgets: np.ndarray, keys: np.ndarray) -> None:
@@ -97,13 +106,13 @@ class Run:
         for row, prompt in zip(tokens, self.prompts, strict=True):
             row[: len(prompt)] = prompt
         start = np.full((batch,), kept.start, np.int32)
-        caches, dtype = kept.caches, self.params.target["embed_tokens"]["embedding"].dtype
+        caches = kept.caches
         began = time.perf_counter()
         if caches is None:
             # Cuts and sampling are nothing to a cache.
             plain = dataclasses.replace(spec, sample=False, truncate=False)
-            caches = self._launch(dec.allocate, {0: plain, 1: batch, 2: kept.slots, 3: dtype})
-        args = (self.weights, caches, tokens, start, lengths, budgets, keys, self.plan.controls)
+            caches = self._launch(dec.allocate, {0: plain, 1: batch, 2: kept.slots, 3: self.params.dtype})
+        args = (self.weights, caches, tokens, start, lengths, budgets, keys, self.controls)
         self.state: dec.DecodeState = self._launch(dec.prefill, {0: spec, 1: kept.chunk}, *args)
         jax.block_until_ready(self.state)
         self.prefill_seconds = time.perf_counter() - began - self.compile_seconds
@@ -128,7 +137,7 @@ class Run:
             seconds: time between two looks of the host, which is also when it hears Ctrl-C.
         """
         asked = min(rounds or self._rounds_a_call or max(int(16 * seconds), 1), _MOST_ROUNDS)
-        args = (self.weights, self.state, self.plan.controls, np.int32(asked))
+        args = (self.weights, self.state, self.controls, np.int32(asked))
         compiling, began = self.compile_seconds, time.perf_counter()
         # The state is donated. It is here before anybody waits for it: Ctrl-C while waiting loses no caches.
         self.state = self._launch(dec.decode, {0: self.plan.spec}, *args)
@@ -186,7 +195,7 @@ class Run:
         costs = Stats(
             method=plan.method,
             gamma=plan.spec.gamma,
-            eta=plan.eta,
+            eta=self.rows[row].eta,
             new_tokens=len(ids),
             accept_lengths=tuple(accept_lengths),
             draft_lengths=tuple(drafts),

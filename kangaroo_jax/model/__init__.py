@@ -7,6 +7,7 @@ K key/value heads, hd head_dim, F intermediate_size, V vocab_size, N layers, G =
 from kangaroo_jax.model.adapter import Adapter, abstract_adapter, draft_head, init_adapter, run_adapter
 from kangaroo_jax.model.cache import KVCache, init_cache, keep_path
 from kangaroo_jax.model.config import FAMILIES, METHODS, KangarooConfig, LlamaConfig, RopeScaling
+from kangaroo_jax.model.context import Context, branch, line
 from kangaroo_jax.model.layers import RMSNorm, linear
 from kangaroo_jax.model.llama import (
     abstract_params,
@@ -26,6 +27,7 @@ __all__ = [
     "METHODS",
     "Adapter",
     "AdapterConfig",
+    "Context",
     "KVCache",
     "KangarooConfig",
     "LlamaConfig",
@@ -33,6 +35,7 @@ __all__ = [
     "RopeScaling",
     "abstract_adapter",
     "abstract_params",
+    "branch",
     "draft_head",
     "embed",
     "forward",
@@ -42,6 +45,7 @@ __all__ = [
     "init_cache",
     "init_params",
     "keep_path",
+    "line",
     "linear",
     "logits",
     "run_adapter",

@@ -24,12 +24,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from kangaroo_jax.kernels import packs
 from kangaroo_jax.model.cache import KVCache
 from kangaroo_jax.model.config import LlamaConfig
-from kangaroo_jax.model.layers import MLP, Attention, Context, Linear, RMSNorm
+from kangaroo_jax.model.context import Context, line
+from kangaroo_jax.model.layers import MLP, Attention, Linear, RMSNorm, Shared, share
 from kangaroo_jax.model.llama import head_kernel
 from kangaroo_jax.model.native import run_packed
 from kangaroo_jax.model.variants import AdapterConfig, AdapterKind
@@ -53,7 +54,7 @@ class Adapter(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], context: Context, cache: KVCache | None
+        self, x: Float[Array, "B T D"], shared: Shared, cache: KVCache | None
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Return ``A(x)`` and the adapter's cache with the block written into it, if there is one."""
         eps = self.config.rms_norm_eps
@@ -61,7 +62,7 @@ class Adapter(nn.Module):
             name = "post_attention_layernorm" if index else "input_layernorm"
             normed = RMSNorm(eps, name=name)(x) if index or self.kind.input_norm else x
             if part == "attention":
-                added, cache = Attention(self.config, name="self_attn")(normed, context, cache)
+                added, cache = Attention(self.config, name="self_attn")(normed, shared, cache)
             elif part == "mlp":
                 added = MLP(self.config, name="mlp")(normed)
             else:
@@ -74,30 +75,30 @@ def run_adapter(
     config: LlamaConfig,
     params: dict[str, Any],
     x: Float[Array, "B T D"],
-    positions: Int[Array, "B T"],
+    context: Context,
     cache: KVCache | None,
     adapter: AdapterConfig = KANGAROO,
 ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-    """Apply the adapter to hidden states of the exit layer at ``positions`` (consecutive within a row).
+    """Apply the adapter to hidden states of the exit layer, of a line of tokens or of a tree.
 
     Args:
         config: the target's shape.
         params: the adapter's params; a head among them is not applied (see ``draft_head``).
         x: the hidden states.
-        positions: their absolute positions.
+        context: where they stand and what they see.
         cache: the adapter's, or None to attend within the block only. Kinds without attention need none.
         adapter: what the adapter computes.
 
     Returns:
-        ``A(x)``, and the cache with this block written at its positions.
+        ``A(x)``, and the cache with this block written to its slots.
     """
     layers = _layers(config, adapter)
-    context = Context(layers, positions, None if cache is None else cache.slots)
+    shared = share(layers, context)
     if packs({name: part for name, part in params.items() if name != "lm_head"}):
         caches = None if cache is None else (cache,)
-        x, updated = run_packed(layers, [params], x, context, caches, params["norm"]["scale"])
+        x, updated = run_packed(layers, [params], x, shared, caches, params["norm"]["scale"], context.count)
         return x, updated[0] if updated else None
-    return Adapter(layers, adapter.made_of).apply({"params": params}, x, context, cache)
+    return Adapter(layers, adapter.made_of).apply({"params": params}, x, shared, cache)
 
 
 def draft_head(target: dict[str, Any], adapter: dict[str, Any]) -> Any:
@@ -118,7 +119,7 @@ def init_adapter(
     """
     layers, kind = _layers(config, adapter), adapter.made_of
     x = jnp.zeros((1, 1, config.hidden_size))
-    params = Adapter(layers, kind).init(rng, x, Context(layers, jnp.zeros((1, 1), jnp.int32), None), None)["params"]
+    params = Adapter(layers, kind).init(rng, x, share(layers, line(jnp.zeros((1, 1), jnp.int32), None)), None)["params"]
     if kind.own_head:
         params["lm_head"] = {"kernel": jnp.zeros((config.hidden_size, config.vocab_size))}
     for path, key in zip(_MATRICES, jax.random.split(rng, len(_MATRICES)), strict=True):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
 
 from kangaroo_jax.kernels import Packed, product
 from kangaroo_jax.model.cache import KVCache, fold_heads, write_cache
 from kangaroo_jax.model.config import LlamaConfig
+from kangaroo_jax.model.context import Context
 from kangaroo_jax.model.rope import apply_rope, rope_table
 
 _KERNEL_INIT = nn.initializers.normal(0.02)
@@ -69,57 +71,23 @@ class RMSNorm(nn.Module):
         return wide.astype(x.dtype) * scale
 
 
-class Context:
-    """What every layer of one forward pass shares: rotary table, mask and where the block goes in the cache.
+class Shared(struct.PyTreeNode):
+    """What every layer of one forward pass shares: a ``Context`` as these layers take it.
 
-    The mask lets position ``positions[b, t]`` see every slot up to itself. For a block of two tokens at
-    positions 2 and 3 and a cache of five slots (x = visible)::
-
-        slot        0 1 2 3 4
-        position 2  x x x . .
-        position 3  x x x x .
-
-    With a ``sliding_window`` of 2 it sees itself and one before::
-
-        slot        0 1 2 3 4
-        position 2  . x x . .
-        position 3  . . x x .
-
-    A block that is a ``tree`` goes to consecutive slots, whatever its positions, and each token sees all slots before
-    the block and its own ancestors. Slots 0 and 1 are the past, a the root at position 2, b and c two tokens at
-    position 3, d one that follows c::
-
-        slot          0 1 2 3 4 5
-        a  position 2 x x x . . .
-        b  position 3 x x x x . .
-        c  position 3 x x x . x .
-        d  position 4 x x x . x x
+    Attributes:
+        rope: cosines and sines of the rotary angles, ``[B, T, 1, hd / 2]``.
+        mask: which slots each token sees, ``[B, T, S]``.
+        start: slot of the first token, ``[B]``.
     """
 
-    def __init__(
-        self,
-        config: LlamaConfig,
-        positions: Int[Array, "B T"],
-        slots: int | None,
-        tree: Bool[Array, "B T T"] | None = None,
-    ) -> None:
-        self.rope = rope_table(config, positions)
-        self.start = positions[:, 0]
-        keys = positions if slots is None else jnp.arange(slots)[None]
-        if tree is None:
-            self.mask = keys[:, None, :] <= positions[:, :, None]
-        else:
-            assert slots is not None, "a tree is written to a cache"
-            keys = _put(jnp.broadcast_to(keys, (len(positions), slots)), positions, self.start)
-            before = jnp.broadcast_to((jnp.arange(slots) < self.start[:, None])[:, None], (*tree.shape[:2], slots))
-            self.mask = _put(before, tree, self.start)
-        if config.sliding_window is not None:
-            self.mask &= keys[:, None, :] > positions[:, :, None] - config.sliding_window
+    rope: tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]
+    mask: Bool[Array, "B T S"]
+    start: Int[Array, " B"]
 
 
-def _put(rows: Shaped[Array, "B *X S"], block: Shaped[Array, "B *X T"], start: Int[Array, " B"]) -> Array:
-    """Write a block of T values along the last axis of each row, from the row's own start on."""
-    return jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice_in_dim(row, new, at, axis=-1))(rows, block, start)
+def share(config: LlamaConfig, context: Context) -> Shared:
+    """Return what layers of this shape share in a block's context."""
+    return Shared(rope_table(config, context.positions), context.mask(config.sliding_window), context.start)
 
 
 def attend(
@@ -185,7 +153,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], context: Context, cache: KVCache | None
+        self, x: Float[Array, "B T D"], shared: Shared, cache: KVCache | None
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Attend from the block to the cache and itself; without a cache, to itself alone (training)."""
         config = self.config
@@ -194,13 +162,13 @@ class Attention(nn.Module):
         q, k, v = jnp.split(qkv.reshape(*x.shape[:2], -1, width), [heads, heads + kv_heads], axis=2)
         if config.family.qk_norm:
             q, k = RMSNorm(config.rms_norm_eps, name="q_norm")(q), RMSNorm(config.rms_norm_eps, name="k_norm")(k)
-        q, k = apply_rope(q, context.rope), apply_rope(k, context.rope)
+        q, k = apply_rope(q, shared.rope), apply_rope(k, shared.rope)
         if cache is None:
-            mixed = attend_within(q, fold_heads(k), fold_heads(v), context.mask)
+            mixed = attend_within(q, fold_heads(k), fold_heads(v), shared.mask)
         else:
             # Write first, then attend to the updated buffer: reading the old one would force a copy of it.
-            cache = write_cache(cache, k, v, context.start)
-            mixed = attend(q, cache.k, cache.v, context.mask)
+            cache = write_cache(cache, k, v, shared.start)
+            mixed = attend(q, cache.k, cache.v, shared.mask)
         return Linear(x.shape[-1], name="o_proj")(mixed), cache
 
 
@@ -223,12 +191,12 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], context: Context, cache: KVCache | None
+        self, x: Float[Array, "B T D"], shared: Shared, cache: KVCache | None
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Return the new residual stream and the layer's cache with the block written into it."""
         eps = self.config.rms_norm_eps
         attended, cache = Attention(self.config, name="self_attn")(
-            RMSNorm(eps, name="input_layernorm")(x), context, cache
+            RMSNorm(eps, name="input_layernorm")(x), shared, cache
         )
         x = x + attended
         return x + MLP(self.config, name="mlp")(RMSNorm(eps, name="post_attention_layernorm")(x)), cache

@@ -13,12 +13,13 @@ from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from kangaroo_jax.kernels import Packed, packs, product
 from kangaroo_jax.model.cache import KVCache
 from kangaroo_jax.model.config import LlamaConfig
-from kangaroo_jax.model.layers import Block, Context, Linear, RMSNorm, linear
+from kangaroo_jax.model.context import Context, line
+from kangaroo_jax.model.layers import Block, Linear, RMSNorm, linear, share
 from kangaroo_jax.model.native import run_packed
 
 Params = dict[str, Any]
@@ -32,21 +33,13 @@ def embed(params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
 
 @overload
 def run_layers(
-    config: LlamaConfig,
-    params: Params,
-    x: Array,
-    positions: Array,
-    caches: Caches,
-    start: int,
-    stop: int,
-    tree: Array | None = None,
-    count: Array | None = None,
+    config: LlamaConfig, params: Params, x: Array, context: Context, caches: Caches, start: int, stop: int
 ) -> tuple[Array, Caches]: ...
 
 
 @overload
 def run_layers(
-    config: LlamaConfig, params: Params, x: Array, positions: Array, caches: None, start: int, stop: int
+    config: LlamaConfig, params: Params, x: Array, context: Context, caches: None, start: int, stop: int
 ) -> tuple[Array, None]: ...
 
 
@@ -54,12 +47,10 @@ def run_layers(
     config: LlamaConfig,
     params: Params,
     x: Float[Array, "B T D"],
-    positions: Int[Array, "B T"],
+    context: Context,
     caches: Caches | None,
     start: int,
     stop: int,
-    tree: Bool[Array, "B T T"] | None = None,
-    count: Int[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B T D"], Caches | None]:
     """Run decoder layers ``[start, stop)``; the only place that walks layers.
 
@@ -67,26 +58,23 @@ def run_layers(
         config: shape of the model.
         params: the model's params; only the layers named are read.
         x: hidden state that enters layer ``start``.
-        positions: absolute positions, consecutive within a row unless the block is a tree.
+        context: where the block stands and what it sees.
         caches: one cache per layer of the range, or None to attend within the block only.
         start: first layer, counted from 0.
         stop: one past the last layer.
-        tree: which tokens of the block each one sees, itself included; the first is the root. None: all before it.
-        count: how many tokens of each row matter, counted from the first; None is all. What becomes of the others, and
-            of their slots, is not said: native kernels leave them out, XLA computes them.
 
     Returns:
         The hidden state after layer ``stop - 1`` (``hidden_states[stop]``; no final norm), and the caches with this
-        block written at its positions; a tree, to consecutive slots from the position of its root on.
+        block written to its slots.
     """
     parts = [params[f"layers_{index}"] for index in range(start, stop)]
-    context = Context(config, positions, caches[0].slots if caches else None, tree)
+    shared = share(config, context)
     if packs(parts):
-        return run_packed(config, parts, x, context, caches, count=count)
+        return run_packed(config, parts, x, shared, caches, count=context.count)
     block = Block(config)
     updated = []
     for index, part in enumerate(parts):
-        x, cache = block.apply({"params": part}, x, context, caches[index] if caches else None)
+        x, cache = block.apply({"params": part}, x, shared, caches[index] if caches else None)
         updated.append(cache)
     return x, None if caches is None else tuple(updated)
 
@@ -106,7 +94,7 @@ def logits(
 ) -> Float[Array, "... V"]:
     """Return the target's fp32 logits from the last layer's hidden state: final RMSNorm, then the LM head.
 
-    ``count`` is as for ``run_layers``: how many positions of each row matter.
+    ``count`` is as in ``Context``: how many positions of each row matter.
     """
     kernel = head_kernel(params)
     if isinstance(kernel, Packed):
@@ -117,7 +105,7 @@ def logits(
 def forward(config: LlamaConfig, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
     """Return fp32 logits of every position of a batch of sequences that start at position 0, without a cache."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    x, _ = run_layers(config, params, embed(params, tokens), positions, None, 0, config.num_hidden_layers)
+    x, _ = run_layers(config, params, embed(params, tokens), line(positions, None), None, 0, config.num_hidden_layers)
     return logits(config, params, x)
 
 
@@ -128,7 +116,7 @@ def init_params(config: LlamaConfig, rng: Array) -> Params:
     """
     keys = jax.random.split(rng, config.num_hidden_layers + 2)
     x = jnp.zeros((1, 1, config.hidden_size))
-    context = Context(config, jnp.zeros((1, 1), jnp.int32), None)
+    shared = share(config, line(jnp.zeros((1, 1), jnp.int32), None))
     shape = (config.vocab_size, config.hidden_size)
     params: Params = {
         "embed_tokens": {"embedding": 0.02 * jax.random.normal(keys[0], shape)},
@@ -136,7 +124,7 @@ def init_params(config: LlamaConfig, rng: Array) -> Params:
     }
     scale = (2 * config.num_hidden_layers) ** -0.5
     for index in range(config.num_hidden_layers):
-        layer = Block(config).init(keys[index + 1], x, context, None)["params"]
+        layer = Block(config).init(keys[index + 1], x, shared, None)["params"]
         for part, name in (("self_attn", "o_proj"), ("mlp", "down_proj")):
             layer[part][name]["kernel"] *= scale
         params[f"layers_{index}"] = layer

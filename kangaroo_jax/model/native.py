@@ -11,14 +11,14 @@ from jaxtyping import Array, Float, Int
 from kangaroo_jax import kernels
 from kangaroo_jax.model.cache import KVCache, init_cache
 from kangaroo_jax.model.config import LlamaConfig
-from kangaroo_jax.model.layers import Context
+from kangaroo_jax.model.layers import Shared
 
 
 def run_packed(
     config: LlamaConfig,
     parts: Sequence[dict[str, Any]],
     x: Float[Array, "B T D"],
-    context: Context,
+    shared: Shared,
     caches: Sequence[KVCache] | None,
     norm: Float[Array, " D"] | None = None,
     count: Int[Array, " B"] | None = None,
@@ -29,24 +29,24 @@ def run_packed(
         config: shape of the layers.
         parts: packed params of each.
         x: hidden states.
-        context: as for ``Block``.
+        shared: as for ``Block``.
         caches: one of each layer, or None to attend within the block only.
         norm: scale of a norm after the last layer.
-        count: as for ``run_layers``.
+        count: as in ``Context``.
 
     Returns:
         The hidden states, and the caches with this block written into them, if there are any.
     """
     batch, tokens = x.shape[:2]
-    start, held = context.start, caches
+    start, held = shared.start, caches
     if held is None:
         held = init_cache(config, batch, tokens, x.dtype, len(parts))
         start = jnp.zeros_like(start)
     x, updated = kernels.layers(
         parts,
         x,
-        context.rope,
-        context.mask,
+        shared.rope,
+        shared.mask,
         start,
         [(cache.k, cache.v) for cache in held],
         config.num_attention_heads,

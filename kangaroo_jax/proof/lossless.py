@@ -180,7 +180,7 @@ def verify_lossless(
         rows.append(_compare(params, name, prompt, max_new_tokens, plain, kangaroo))
         tick()
     assert kangaroo is not None
-    dtype = str(params.target["norm"]["scale"].dtype)
+    dtype = str(params.dtype)
     return LosslessReport(tuple(rows), params.name, dtype, kangaroo.stats.gamma, kangaroo.stats.eta)
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from kangaroo_jax import decode as dec
 from kangaroo_jax.engine import compiled
-from kangaroo_jax.model import LlamaConfig, embed, init_cache, logits, run_layers
+from kangaroo_jax.model import LlamaConfig, embed, init_cache, line, logits, run_layers
 from kangaroo_jax.params import Params
 
 _BLOCK = 512  # Most prompt positions that go through the layers at once: memory stays flat in the prompt's length.
@@ -42,7 +42,8 @@ def rescore(
     """
     assert params.draft is not None
     config = params.config
-    spec = dec.DecodeSpec(config, params.draft.exit_layer, gamma)
+    exit_layer = params.draft.exit_layer
+    spec = dec.DecodeSpec(config, dec.Kangaroo(params.draft.adapter, exit_layer=exit_layer), gamma)
     width = dec.bucket(len(prompt))
     longest = min(len(prompt) + max_new_tokens, config.max_position_embeddings)
     text = np.zeros((1, max(width, dec.cache_slots(spec, longest))), np.int32)
@@ -55,7 +56,7 @@ def rescore(
         program, _ = compiled(_last_logits, {0: config, 5: exit_layer, 6: rows, 7: block}, *args)
         return np.asarray(program(*args))
 
-    return by(1, 0), by(spec.rows, spec.exit_layer)
+    return by(1, 0), by(spec.rows, exit_layer)
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6, 7))
@@ -79,8 +80,8 @@ def _last_logits(
     """
 
     def layers(x: Any, position: Any, caches: Any, first: int, stop: int) -> Any:
-        positions = position + jnp.arange(x.shape[1])[None]
-        return run_layers(config, target, x, positions, caches, first, stop)
+        context = line(position + jnp.arange(x.shape[1])[None], text.shape[1])
+        return run_layers(config, target, x, context, caches, first, stop)
 
     def step(size: int, shallow_size: int, position: Any, caches: Any) -> Any:
         x = embed(target, jax.lax.dynamic_slice(text, (0, position), (1, size)))

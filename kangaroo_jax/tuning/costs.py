@@ -200,7 +200,7 @@ class CostTimers:
             round={count: cost((count, "round")) for count in self._classes},
             draft={count: cost((count, "draft")) for count in self._classes},
             slots=self.slots,
-            dtype=str(self._params.target["embed_tokens"]["embedding"].dtype),
+            dtype=str(self._params.dtype),
             device=jax.local_devices()[0].device_kind,
             repeats=len(turns),
             kernels=self._params.kernels,

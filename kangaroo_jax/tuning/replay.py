@@ -95,7 +95,7 @@ def trace(params: Params, prompt: Sequence[int], gamma: int, max_new_tokens: int
     run = Run(params, [list(prompt)], checked)
     state = run.state
     while int(state.finish[0]) == dec.RUNNING:
-        args = (run.weights, state, checked.controls, np.int32(_ROUNDS_A_CALL))
+        args = (run.weights, state, run.controls, np.int32(_ROUNDS_A_CALL))
         program, _ = compiled(_walk, {0: checked.spec}, *args)
         state = jax.block_until_ready(program(*args))
     tokens, length, stats = jax.device_get((state.tokens, state.length, state.stats))

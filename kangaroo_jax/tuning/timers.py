@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 
 from kangaroo_jax import decode as dec
 from kangaroo_jax.engine import Kept, Options, Plan, Run, compiled, plan
-from kangaroo_jax.model import embed, logits, run_layers
+from kangaroo_jax.model import embed, line, logits, run_layers
 from kangaroo_jax.params import Params
 
 ITERATIONS = 64
@@ -42,7 +42,7 @@ def round_timer(
     start, static = run.state, {0: checked.spec}
 
     def timed(count: int) -> tuple[float, float]:
-        args = (run.weights, jax.block_until_ready(jax.tree.map(jnp.copy, start)), checked.controls, np.int32(count))
+        args = (run.weights, jax.block_until_ready(jax.tree.map(jnp.copy, start)), run.controls, np.int32(count))
         program, _ = compiled(dec.decode, static, *args, extra=extra)
         began = time.perf_counter()
         state = jax.block_until_ready(program(*args))
@@ -74,12 +74,11 @@ def part_timers(
     """Return timers of the parts alone, each a loop on the device over one of them."""
     checked = rounds_plan(params, 1)
     spec, weights = checked.spec, {"target": params.target, "adapter": params.adapter}
-    dtype = params.target["embed_tokens"]["embedding"].dtype
     tokens = jnp.asarray(np.resize(np.asarray(prompt, np.int32), (1, slots)))
 
     def timer(function: Any, width: int) -> Callable[[], float]:
         def timed(count: int) -> tuple[float, float]:
-            caches = jax.block_until_ready(dec.allocate(spec, 1, slots, dtype))
+            caches = jax.block_until_ready(dec.allocate(spec, 1, slots, params.dtype))
             args = (weights, caches, tokens, np.int32(count))
             program, _ = compiled(function, {0: spec, 1: width}, *args, extra=extra)
             began = time.perf_counter()
@@ -119,16 +118,17 @@ def _looped(part: Callable[..., tuple[Any, dec.Caches]]) -> Any:
 
 @_looped
 def _shallow(spec: dec.DecodeSpec, weights: Any, caches: dec.Caches, tokens: Array, positions: Array) -> Any:
-    target, (layers, adapter) = weights["target"], caches
-    shallow = layers[: spec.exit_layer]
-    x, shallow = run_layers(spec.config, target, embed(target, tokens), positions, shallow, 0, spec.exit_layer)
-    return x, ((*shallow, *layers[spec.exit_layer :]), adapter)
+    target, (layers, adapter), exit_layer = weights["target"], caches, spec.drafter.exit_layer
+    context = line(positions, layers[0].slots)
+    x, shallow = run_layers(spec.config, target, embed(target, tokens), context, layers[:exit_layer], 0, exit_layer)
+    return x, ((*shallow, *layers[exit_layer:]), adapter)
 
 
 @_looped
 def _propose(spec: dec.DecodeSpec, weights: Any, caches: dec.Caches, tokens: Array, positions: Array) -> Any:
     hidden = embed(weights["target"], tokens)  # Stands for the exit layer's states.
-    scores, adapter = dec.propose(spec, weights, hidden, positions, caches[1])
+    assert isinstance(spec.drafter, dec.Kangaroo)
+    scores, adapter = spec.drafter.propose(spec, weights, hidden, positions, caches[1])
     confidence = 1.0 / jnp.exp(scores - scores.max(-1, keepdims=True)).sum(-1)
     return (dec.most_likely(scores), confidence), (caches[0], adapter)
 
@@ -136,7 +136,8 @@ def _propose(spec: dec.DecodeSpec, weights: Any, caches: dec.Caches, tokens: Arr
 @_looped
 def _verify(spec: dec.DecodeSpec, weights: Any, caches: dec.Caches, tokens: Array, positions: Array) -> Any:
     config, target, (layers, adapter) = spec.config, weights["target"], caches
-    deep, last = layers[spec.exit_layer :], config.num_hidden_layers
+    exit_layer, last = spec.drafter.exit_layer, config.num_hidden_layers
+    context = line(positions, layers[0].slots)
     hidden = embed(target, tokens)  # Stands for the exit layer's states.
-    x, deep = run_layers(config, target, hidden, positions, deep, spec.exit_layer, last)
-    return dec.most_likely(logits(config, target, x)), ((*layers[: spec.exit_layer], *deep), adapter)
+    x, deep = run_layers(config, target, hidden, context, layers[exit_layer:], exit_layer, last)
+    return dec.most_likely(logits(config, target, x)), ((*layers[:exit_layer], *deep), adapter)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ import kangaroo_jax
 from bench import methods
 from bench.methods.draft_model import SmallModel
 from kangaroo_jax import decode as dec
-from kangaroo_jax.model import LlamaConfig, embed, init_params, run_layers
+from kangaroo_jax.model import LlamaConfig, embed, init_params, line, run_layers
 from kangaroo_jax.store import write_hf
 
 PROMPTS = [[1, *range(40, 40 + size)] for size in (1, 7, 19)]
@@ -65,14 +64,15 @@ def test_ids_are_those_of_plain_decoding(tiny: kangaroo_jax.Params, other_model:
 def test_several_sequences_and_the_small_models_cache(tiny: kangaroo_jax.Params) -> None:
     """After many rounds, the small model's keys are those of a run over the whole text, up to the last two tokens."""
     config = tiny.config
-    spec = dec.DecodeSpec(config, 0, 3, adapter=None, drafter=SmallModel(config))
+    spec = dec.DecodeSpec(config, SmallModel(config), 3)
     weights, slots = {"target": tiny.target, "drafter": tiny.target}, 64
     tokens = np.zeros((2, slots), np.int32)
     for row, prompt in zip(tokens, PROMPTS[:2], strict=True):
         row[: len(prompt)] = prompt
     lengths = np.array([len(prompt) for prompt in PROMPTS[:2]], np.int32)
-    sampling: tuple[Any, ...] = (np.float32(1), np.int32(1), np.float32(1), np.float32(0))
-    controls = dec.Controls(np.float32(0), np.full(4, -1, np.int32), dec.Sampling(*sampling))
+    one = np.ones(2, np.float32)
+    sampling = dec.Sampling(one, np.ones(2, np.int32), one, 0 * one)
+    controls = dec.Controls(0 * one, np.full((2, 4), -1, np.int32), sampling)
     state = dec.prefill(
         spec, 8, weights, dec.allocate(spec, 2, slots, jnp.dtype(jnp.float32)), tokens, np.zeros_like(lengths), lengths,
         np.array([30, 26], np.int32), np.zeros((2, 2), np.uint32), controls,
@@ -83,7 +83,7 @@ def test_several_sequences_and_the_small_models_cache(tiny: kangaroo_jax.Params)
         assert tuple(text[len(prompt) :]) == plain(tiny, prompt)[: len(text) - len(prompt)]
         at = jnp.arange(len(text))[None]
         caches = dec.allocate(spec, 1, slots, jnp.dtype(jnp.float32))[1]
-        whole = run_layers(config, tiny.target, embed(tiny.target, jnp.array([text])), at, caches, 0, 3)[1]
+        whole = run_layers(config, tiny.target, embed(tiny.target, jnp.array([text])), line(at, slots), caches, 0, 3)[1]
         for mine, right in zip(state.drafter, whole, strict=True):
             mine = mine.k.reshape(2, 2, slots, -1)[row]
             np.testing.assert_allclose(mine[:, : len(text) - 2], right.k[:, : len(text) - 2], atol=1e-4)

@@ -130,7 +130,7 @@ def test_launches_follow_the_parts_of_decoding(reports: dict[str, inspect.Report
     assert kangaroo.round == kangaroo.before + kangaroo.after
     # A draft runs two layers, the adapter and the head; before it two layers run alone; after it the other two.
     assert kangaroo.before < kangaroo.draft < plain.round
-    deeper = programs.Program("decode", spec=programs.dec.DecodeSpec(CONFIG, 2, 0), slots=256)
+    deeper = programs.Program("decode", spec=programs.dec.DecodeSpec(CONFIG, programs.dec.PLAIN, 0), slots=256)
     shallow = programs.build(programs.lower(deeper))
     assert thunks.launches(shallow.thunks) == plain
     assert thunks.host_loops(reports["kangaroo"].tree) == 2 and thunks.graphs(reports["kangaroo"].tree) == 0

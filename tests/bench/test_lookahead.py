@@ -129,7 +129,7 @@ def test_rounds_are_the_published_ones(W: int, N: int, G: int, from_text: bool) 
 
     drafter = Lookahead(W, N, G, from_text)
     config = LlamaConfig(7, 1, 1, 1, 1, 1, 2)
-    spec = dec.DecodeSpec(config, 0, N - 1, adapter=None, drafter=drafter)
+    spec = dec.DecodeSpec(config, drafter, N - 1)
     weights = {"target": {"embed_tokens": {"embedding": jnp.zeros((7, 1))}}}
     prompts = [[3, 1, 4, 1, 5, 0, 2, 6, 5, 3, 5], [2, 6, 1, 0, 2, 0]]
     texts = [[*prompt, model(prompt)] for prompt in prompts]
@@ -185,8 +185,9 @@ def run(spec: dec.DecodeSpec, target: Any, prompts: list[list[int]], new_tokens:
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    one = np.float32(1)
-    controls = dec.Controls(np.float32(0), np.array([-1], np.int32), dec.Sampling(one, np.int32(1), one, one))
+    one = np.ones(len(prompts), np.float32)
+    sampling = dec.Sampling(one, np.ones_like(lengths), one, one)
+    controls = dec.Controls(0 * one, np.full((len(prompts), 1), -1, np.int32), sampling)
     caches = dec.allocate(spec, len(prompts), 256, jnp.dtype(jnp.float32))
     budget, seed = np.full_like(lengths, new_tokens), np.zeros((len(prompts), 2), np.uint32)
     state = dec.prefill(
@@ -212,7 +213,7 @@ def test_a_text_with_a_period_is_accepted_whole() -> None:
         "norm": {"scale": jnp.ones(size)},
         "lm_head": {"kernel": jnp.roll(jnp.eye(size), 1, axis=1)},
     }
-    spec = dec.DecodeSpec(config, 0, 4, adapter=None, drafter=Lookahead(15, 5, 2))
+    spec = dec.DecodeSpec(config, Lookahead(15, 5, 2), 4)
     state = run(spec, target, [list(range(size)) * 2], 50)
     assert state.tokens[0, :74].tolist() == [token % size for token in range(74)]
     # One from the prefill, three rounds to fill the window, one to fill the pool; then whole n-grams.
@@ -257,10 +258,10 @@ def test_joey_gives_plain_decodings_ids_on_every_prompt(settings: Any) -> None:
 def test_the_pool_is_updated_in_place(batch: int, from_text: bool) -> None:
     shape, drafter = jax.ShapeDtypeStruct, Lookahead(3, 4, 11, from_text)
     config = LlamaConfig(3001, 8, 4, 1, 2, 1, 6)
-    spec = dec.DecodeSpec(config, 0, 3, adapter=None, drafter=drafter)
+    spec = dec.DecodeSpec(config, drafter, 3)
     weights = {"target": abstract_params(config)}
-    row, one, seed = shape((batch,), jnp.int32), shape((), jnp.float32), shape((batch, 2), jnp.uint32)
-    controls = dec.Controls(one, shape((1,), jnp.int32), dec.Sampling(one, shape((), jnp.int32), one, one))
+    row, one, seed = shape((batch,), jnp.int32), shape((batch,), jnp.float32), shape((batch, 2), jnp.uint32)
+    controls = dec.Controls(one, shape((batch, 1), jnp.int32), dec.Sampling(one, row, one, one))
     caches = jax.eval_shape(lambda: dec.allocate(spec, batch, 256, jnp.dtype(jnp.float32)))
     prompt = (weights, caches, shape((batch, 256), jnp.int32), row, row, row, seed, controls)
     state = jax.eval_shape(lambda *traced: dec.prefill(spec, 16, *traced), *prompt)

@@ -18,6 +18,7 @@ from bench.methods.medusa_tree import Paths, line, published
 from kangaroo_jax import decode as dec
 from kangaroo_jax.baselines import abstract_medusa, init_medusa, medusa_logits, save_medusa
 from kangaroo_jax.model import LlamaConfig, abstract_adapter, embed, run_layers
+from kangaroo_jax.model import line as of_a_line
 from kangaroo_jax.model.layers import RMSNorm
 from workshop.shapes import SHAPES
 
@@ -77,7 +78,7 @@ def last_state(params: kangaroo_jax.Params, text: list[int]) -> Any:
 @partial(jax.jit, static_argnums=0)
 def _states(config: LlamaConfig, target: Any, tokens: Any) -> Any:
     at = jnp.arange(tokens.shape[1])[None]
-    x, _ = run_layers(config, target, embed(target, tokens), at, None, 0, config.num_hidden_layers)
+    x, _ = run_layers(config, target, embed(target, tokens), of_a_line(at, None), None, 0, config.num_hidden_layers)
     return RMSNorm(config.rms_norm_eps).apply({"params": target["norm"]}, x)
 
 
@@ -98,7 +99,7 @@ def test_heads_that_know_the_text_are_accepted_whole(tiny_arrays: kangaroo_jax.P
     target = tiny_arrays.target | {"lm_head": {"kernel": kernel}}  # All logits are 0: the first token wins.
     params = as_loaded(tiny_arrays.replace(target=target))
     for tree in (line(4), published(63)):
-        spec = dec.DecodeSpec(params.config, 0, 4, adapter=None, drafter=Medusa(tree))
+        spec = dec.DecodeSpec(params.config, Medusa(tree), 4)
         ready = methods.Ready("medusa", params, spec, weights=init_medusa(params.config, 4, target))
         out = ready.generate(PROMPTS[1], 16, eos_token_id=())
         assert out.token_ids == (0,) * 16 and out.stats.accept_lengths == (5, 5, 5)

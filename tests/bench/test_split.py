@@ -12,9 +12,7 @@ from kangaroo_jax import decode as dec
 
 def test_parts_of_each_method(tiny: kangaroo_jax.Params) -> None:
     methods = {name: make(name, tiny) for name in ("plain", "kangaroo", "early-exit")}
-    alone = dataclasses.replace(
-        methods["plain"], spec=dec.DecodeSpec(tiny.config, 0, 1, adapter=None, drafter=Nothing(width=5))
-    )
+    alone = dataclasses.replace(methods["plain"], spec=dec.DecodeSpec(tiny.config, Nothing(5), 1))
     ticks: list[None] = []
     found = measure_parts({**methods, "alone": alone}, list(range(9)), repeats=1, tick=lambda: ticks.append(None))
     assert {name: list(parts or ()) for name, parts in found.items()} == {
@@ -31,7 +29,7 @@ def test_parts_of_each_method(tiny: kangaroo_jax.Params) -> None:
 
 def test_a_drafter_of_nothing_decodes_plainly(tiny: kangaroo_jax.Params) -> None:
     plain = make("plain", tiny)
-    spec = dec.DecodeSpec(tiny.config, 0, 1, adapter=None, drafter=Nothing(width=5))
+    spec = dec.DecodeSpec(tiny.config, Nothing(5), 1)
     out = dataclasses.replace(plain, spec=spec).generate([5, 6, 7], 20, eos_token_id=())
     assert out.token_ids == plain.generate([5, 6, 7], 20, eos_token_id=()).token_ids
     assert set(out.stats.accept_lengths) == {1} and set(out.stats.draft_lengths) == {0} and spec.rows == 5

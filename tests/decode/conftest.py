@@ -31,16 +31,19 @@ SLOTS = 96  # 11 tokens of the longest prompt, 41 new ones, 16 rows of slack; pa
 NO_EOS = (-1,)  # One id that is no token: as an array, it has the shape of one that is.
 
 
-def propose_known(spec: dec.DecodeSpec, weights: Any, hidden: Any, positions: Any, cache: Any) -> Any:
-    """Draft from a table of tokens and one of confidences by position; where the token is -1, as ``propose`` does."""
-    vocab_size = spec.config.vocab_size
-    logits, cache = dec.propose(spec, weights, hidden, positions, cache)
-    known = jnp.take_along_axis(weights["known"], positions + 1, axis=1)
-    sure = jnp.take_along_axis(weights["sure"], positions + 1, axis=1)
-    # The known token has probability ``sure``, all others share the rest.
-    others = jnp.log((1 - sure) / (vocab_size - 1))
-    certain = jnp.where(jnp.arange(vocab_size) == known, jnp.log(sure), others)
-    return jnp.where(known < 0, logits, certain), cache
+@dataclasses.dataclass(frozen=True)
+class Known(dec.Kangaroo):
+    """Drafts from a table of tokens and one of confidences by position; where the token is -1, as Kangaroo does."""
+
+    def propose(self, spec: dec.DecodeSpec, weights: Any, hidden: Any, positions: Any, memory: Any) -> Any:
+        vocab_size = spec.config.vocab_size
+        logits, memory = super().propose(spec, weights, hidden, positions, memory)
+        known = jnp.take_along_axis(weights["known"], positions + 1, axis=1)
+        sure = jnp.take_along_axis(weights["sure"], positions + 1, axis=1)
+        # The known token has probability ``sure``, all others share the rest.
+        others = jnp.log((1 - sure) / (vocab_size - 1))
+        certain = jnp.where(jnp.arange(vocab_size) == known, jnp.log(sure), others)
+        return jnp.where(known < 0, logits, certain), memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +80,18 @@ class Lab:
         self._forward = jax.jit(lambda params, tokens: forward(config, params, tokens))
         self._texts: dict[Any, list[int]] = {}
 
-    def spec(self, gamma: int, propose: Any = dec.propose) -> dec.DecodeSpec:
-        exit_layer = self.exit_layer if gamma else self.config.num_hidden_layers
-        return dec.DecodeSpec(self.config, exit_layer, gamma, self.adapter, propose=propose)
+    def spec(self, gamma: int, drafter: type[dec.Kangaroo] = dec.Kangaroo) -> dec.DecodeSpec:
+        kangaroo = drafter(self.adapter, exit_layer=self.exit_layer)
+        return dec.DecodeSpec(self.config, kangaroo if gamma else dec.PLAIN, gamma)
 
     @staticmethod
     def controls(eta: float, eos: Any = NO_EOS, sampling: tuple[float, int, float, float] = (1.0, 61, 1.0, 0.0)) -> Any:
-        """Return eta, EOS tokens and (temperature, top_k, top_p, min_p) as the programs take them."""
+        """Return eta, EOS tokens and (temperature, top_k, top_p, min_p) as programs take them, of all sequences."""
         temperature, top_k, top_p, min_p = sampling
-        drawn = dec.Sampling(np.float32(temperature), np.int32(top_k), np.float32(top_p), np.float32(min_p))
-        return dec.Controls(np.float32(eta), np.array(eos, np.int32), drawn)
+        one = (np.array([value], np.float32) for value in (temperature, top_p, min_p, eta))
+        temperature, top_p, min_p, eta = one
+        drawn = dec.Sampling(temperature, np.array([top_k], np.int32), top_p, min_p)
+        return dec.Controls(eta, np.array([eos], np.int32), drawn)
 
     def reference(self, prompt: Sequence[int], count: int = NEW_TOKENS, weights: Any = None) -> list[int]:
         """Decode greedily in the plainest way: the whole text through all layers for every token, no cache."""
@@ -142,11 +147,11 @@ class Lab:
         budgets: Any = NEW_TOKENS,
         eos: Any = NO_EOS,
         weights: Any = None,
-        propose: Any = dec.propose,
+        drafter: type[dec.Kangaroo] = dec.Kangaroo,
         rounds: int = 2**31 - 1,
     ) -> dec.DecodeState:
         state = self.prefill(gamma, prompts, budgets, eos, weights)
-        return self.advance(gamma, state, eta=eta, eos=eos, weights=weights, propose=propose, rounds=rounds)
+        return self.advance(gamma, state, eta=eta, eos=eos, weights=weights, drafter=drafter, rounds=rounds)
 
     def advance(
         self,
@@ -156,11 +161,11 @@ class Lab:
         eta: float = 0.0,
         eos: Any = NO_EOS,
         weights: Any = None,
-        propose: Any = dec.propose,
+        drafter: type[dec.Kangaroo] = dec.Kangaroo,
         rounds: int = 2**31 - 1,
     ) -> dec.DecodeState:
         weights = self.weights | (weights or {}) if gamma else {"target": self.weights["target"]}
-        return dec.decode(self.spec(gamma, propose), weights, state, self.controls(eta, eos), np.int32(rounds))
+        return dec.decode(self.spec(gamma, drafter), weights, state, self.controls(eta, eos), np.int32(rounds))
 
     def run(self, gamma: int, prompts: Any, **options: Any) -> list[Outcome]:
         state = jax.device_get(self.decode(gamma, prompts, **options))
@@ -186,7 +191,7 @@ class Lab:
         return outcomes
 
     def tables(self, prompts: Any, kind: str) -> dict[str, Any]:
-        """Return weights for ``propose_known``.
+        """Return weights for ``Known``.
 
         Args:
             prompts: the prompts.
@@ -219,8 +224,8 @@ def small_lab() -> Lab:
 
 @pytest.fixture(scope="session")
 def known() -> Any:
-    """``propose_known``, to pass as ``propose``."""
-    return propose_known
+    """``Known``, to pass as ``drafter``."""
+    return Known
 
 
 def reference_probabilities(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kangaroo_jax import decode as dec
-from kangaroo_jax.model import AdapterConfig, draft_head, embed, init_adapter, run_adapter, run_layers
+from kangaroo_jax.model import AdapterConfig, draft_head, embed, init_adapter, line, run_adapter, run_layers
 
 GAMMA = 3
 
@@ -32,11 +32,11 @@ def first_confidences(lab: Any, adapter: AdapterConfig, text: list[int]) -> np.n
 
     @jax.jit
     def one_pass(weights: Any, text: Any) -> Any:
-        positions = jnp.arange(text.shape[1])[None]
+        context = line(jnp.arange(text.shape[1])[None], None)
         x, _ = run_layers(
-            lab.config, weights["target"], embed(weights["target"], text), positions, None, 0, lab.exit_layer
+            lab.config, weights["target"], embed(weights["target"], text), context, None, 0, lab.exit_layer
         )
-        x, _ = run_adapter(lab.config, weights["adapter"], x, positions, None, adapter)
+        x, _ = run_adapter(lab.config, weights["adapter"], x, context, None, adapter)
         return jax.nn.softmax(x @ draft_head(weights["target"], weights["adapter"])).max(-1)[0]
 
     return np.asarray(one_pass(lab.weights, np.array([text], np.int32)))
@@ -68,7 +68,11 @@ def test_each_kind_is_lossless_and_drafts_what_it_is(lab: Any, adapter: AdapterC
 
 @pytest.mark.parametrize("kind", ["mlp-only", "linear"])
 def test_an_adapter_that_does_not_attend_has_no_cache(lab: Any, kind: str) -> None:
-    spec = dataclasses.replace(lab.spec(GAMMA), adapter=AdapterConfig(kind))
+    drafter = dec.Kangaroo(AdapterConfig(kind), exit_layer=lab.exit_layer)
+    spec = dec.DecodeSpec(lab.config, drafter, GAMMA)
     layers, adapter = jax.eval_shape(lambda: dec.allocate(spec.for_prefill, 2, 96, jnp.dtype(jnp.float32)))
     assert adapter is None and len(layers) == lab.config.num_hidden_layers
-    assert spec.adapter_cached is False and lab.spec(GAMMA).adapter_cached and not lab.spec(0).adapter_cached
+    for gamma, cached in ((GAMMA, True), (0, False)):
+        own = lab.spec(gamma)
+        memory = jax.eval_shape(lambda own=own: own.drafter.allocate(own, 2, 96, jnp.dtype(jnp.float32)))
+        assert (memory is not None) is cached

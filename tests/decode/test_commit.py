@@ -45,7 +45,7 @@ def rows_of(state: DecodeState) -> list[Row]:
 def committed(text: list[int], room: int, block: list[int], count: int, eos: Sequence[int]) -> tuple[list[int], int]:
     """Commit to one running sequence; returns what was appended, and finish."""
     state = state_of([(text, len(text) + room, RUNNING)])
-    state, number = commit_once(state, jnp.array([block]), jnp.array([count]), jnp.array(eos, jnp.int32))
+    state, number = commit_once(state, jnp.array([block]), jnp.array([count]), jnp.array([eos], jnp.int32))
     ((after, _, finish),) = rows_of(state)
     assert after[: len(text)] == text
     assert number.tolist() == [len(after) - len(text)]
@@ -85,7 +85,7 @@ def test_where_a_sequence_is_cut(
 def test_finished_sequences_stay_as_they_are(finish: int) -> None:
     before = [([5, 6], 12, RUNNING), ([5, 6, 7], 12, finish), ([5, EOS], 2, finish)]
     block = jnp.array([[1, 2], [EOS, 2], [3, EOS]])
-    state, number = commit_once(state_of(before), block, jnp.array([2, 2, 2]), jnp.array([EOS]))
+    state, number = commit_once(state_of(before), block, jnp.array([2, 2, 2]), jnp.array([[EOS]]))
     assert rows_of(state) == [([5, 6, 1, 2], 12, RUNNING), *before[1:]]
     assert number.tolist() == [2, 0, 0]
 
@@ -121,13 +121,13 @@ def some_row(draw: st.DrawFn) -> Row:
     rows=st.lists(some_row(), min_size=3, max_size=3),
     blocks=st.lists(st.lists(tokens, min_size=5, max_size=5), min_size=3, max_size=3),
     counts=st.lists(st.integers(1, 5), min_size=3, max_size=3),
-    eos=st.lists(tokens, min_size=2, max_size=2),
+    ends=st.lists(st.lists(tokens, min_size=2, max_size=2), min_size=3, max_size=3),
 )
 def test_commit_equals_appending_one_by_one(
-    rows: list[Row], blocks: list[list[int]], counts: list[int], eos: list[int]
+    rows: list[Row], blocks: list[list[int]], counts: list[int], ends: list[list[int]]
 ) -> None:
-    state, number = commit_once(state_of(rows), jnp.array(blocks), jnp.array(counts), jnp.array(eos))
-    expected = [model(row, block, count, eos) for row, block, count in zip(rows, blocks, counts, strict=True)]
+    state, number = commit_once(state_of(rows), jnp.array(blocks), jnp.array(counts), jnp.array(ends))
+    expected = [model(*each) for each in zip(rows, blocks, counts, ends, strict=True)]
     assert rows_of(state) == expected
     assert number.tolist() == [len(after[0]) - len(row[0]) for after, row in zip(expected, rows, strict=True)]
 

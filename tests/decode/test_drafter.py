@@ -57,7 +57,7 @@ class Bush(dec.Drafter):
 
 def decode(lab: Any, config: LlamaConfig, drafter: dec.Drafter, gamma: int, prompts: Any) -> tuple[Any, Any]:
     """Return the final state, and the text of every prompt as plain decoding without a cache has it."""
-    spec = dec.DecodeSpec(config, 0, gamma, adapter=None, drafter=drafter)
+    spec = dec.DecodeSpec(config, drafter, gamma)
     texts = [[*prompt, *lab.reference(prompt, NEW_TOKENS + 8)] for prompt in prompts]
     known, padded = np.zeros((len(prompts), SLOTS), np.int32), np.ones((len(prompts), SLOTS), np.int32)
     for row, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):

@@ -44,7 +44,7 @@ def test_kangaroo_equals_plain(family_lab: Any, known: Any) -> None:
     expected = [family_lab.reference(prompt) for prompt in prompts]
     assert [outcome.ids for outcome in family_lab.run(0, prompts)] == expected
     assert [outcome.ids for outcome in family_lab.run(gamma, prompts[1:2], eta=0.3)] == expected[1:2]
-    drafts = {"weights": family_lab.tables(prompts, "mixed"), "propose": known}
+    drafts = {"weights": family_lab.tables(prompts, "mixed"), "drafter": known}
     outcomes = family_lab.run(gamma, prompts, eta=0.3, **drafts)
     assert [outcome.ids for outcome in outcomes] == expected
     assert all(outcome.accepted > 0 for outcome in outcomes)

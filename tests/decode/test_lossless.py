@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kangaroo_jax.decode import LENGTH, STOP
-from kangaroo_jax.model import embed, init_cache, run_adapter, run_layers
+from kangaroo_jax.model import embed, init_cache, line, run_adapter, run_layers
 
 GAMMAS = (1, 2, 4, 6, 8)
 ETAS = (0.0, 0.3, 0.6, 0.9, 1.1)
@@ -78,7 +78,7 @@ def test_kangaroo_equals_the_reference(lab: Any, known: Any, kind: str, gamma: i
     drafts_accepted = set()
     for prompts, eta in itertools.product(batches(lab), ETAS):
         tables = lab.tables(prompts, kind)
-        outcomes = lab.run(gamma, prompts, eta=eta, weights=tables, propose=known)
+        outcomes = lab.run(gamma, prompts, eta=eta, weights=tables, drafter=known)
         for row, (prompt, outcome) in enumerate(zip(prompts, outcomes, strict=True)):
             assert outcome.ids == lab.reference(prompt)
             assert outcome.finish == LENGTH
@@ -95,11 +95,11 @@ def test_kangaroo_equals_the_reference(lab: Any, known: Any, kind: str, gamma: i
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_an_oracle_commits_gamma_and_one_a_round_and_a_fool_one(lab: Any, known: Any, gamma: int) -> None:
     for prompts in batches(lab):
-        for outcome in lab.run(gamma, prompts, weights=lab.tables(prompts, "oracle"), propose=known):
+        for outcome in lab.run(gamma, prompts, weights=lab.tables(prompts, "oracle"), drafter=known):
             full, rest = divmod(lab.new_tokens - 1, gamma + 1)
             assert outcome.accept_lengths == [gamma + 1] * full + [rest] * (rest > 0)
             assert outcome.accepted == outcome.drafted == gamma * len(outcome.accept_lengths)
-        for outcome in lab.run(gamma, prompts, weights=lab.tables(prompts, "fool"), propose=known):
+        for outcome in lab.run(gamma, prompts, weights=lab.tables(prompts, "fool"), drafter=known):
             assert outcome.accept_lengths == [1] * (lab.new_tokens - 1)
             assert (outcome.accepted, outcome.drafted) == (0, gamma * (lab.new_tokens - 1))
 
@@ -108,13 +108,13 @@ def test_an_oracle_commits_gamma_and_one_a_round_and_a_fool_one(lab: Any, known:
 def test_with_a_single_key_value_head(small_lab: Any, known: Any, kind: str) -> None:
     for prompts, eta in itertools.product(batches(small_lab), (0.0, 0.6, 1.1)):
         tables = small_lab.tables(prompts, kind)
-        for gamma, options in ((0, {}), (3, {"eta": eta, "weights": tables, "propose": known})):
+        for gamma, options in ((0, {}), (3, {"eta": eta, "weights": tables, "drafter": known})):
             for prompt, outcome in zip(prompts, small_lab.run(gamma, prompts, **options), strict=True):
                 assert outcome.ids == small_lab.reference(prompt)
 
 
 def test_an_eta_above_1_drafts_one_token_and_keeps_it(lab: Any, known: Any) -> None:
-    (outcome,) = lab.run(4, lab.prompts[:1], eta=1.1, weights=lab.tables(lab.prompts[:1], "oracle"), propose=known)
+    (outcome,) = lab.run(4, lab.prompts[:1], eta=1.1, weights=lab.tables(lab.prompts[:1], "oracle"), drafter=known)
     assert set(outcome.draft_lengths) == {1}
     assert outcome.accept_lengths == [2] * ((lab.new_tokens - 1) // 2)
 
@@ -127,7 +127,7 @@ def test_eos_and_budget_cut_where_plain_decoding_is_cut(lab: Any, known: Any, da
     budgets = data.draw(st.lists(st.integers(0, lab.new_tokens), min_size=len(texts), max_size=len(texts)))
     gamma, eta = data.draw(st.sampled_from((0, 4, 8))), data.draw(st.floats(0, 1.1))
     options = (
-        {} if gamma == 0 else {"propose": known, "weights": lab.tables(lab.prompts, data.draw(st.sampled_from(KINDS)))}
+        {} if gamma == 0 else {"drafter": known, "weights": lab.tables(lab.prompts, data.draw(st.sampled_from(KINDS)))}
     )
     outcomes = lab.run(gamma, lab.prompts, eta=eta, budgets=budgets, eos=eos, **options)
     for text, budget, outcome in zip(texts, budgets, outcomes, strict=True):
@@ -140,14 +140,14 @@ def test_eos_and_budget_cut_where_plain_decoding_is_cut(lab: Any, known: Any, da
 def test_eos_as_the_first_token_leaves_no_round(lab: Any, known: Any) -> None:
     prompts = lab.prompts[:1]
     eos = (lab.reference(prompts[0])[0],)
-    for gamma, options in ((0, {}), (4, {"weights": lab.tables(prompts, "oracle"), "propose": known})):
+    for gamma, options in ((0, {}), (4, {"weights": lab.tables(prompts, "oracle"), "drafter": known})):
         (outcome,) = lab.run(gamma, prompts, eos=eos, **options)
         assert (outcome.ids, outcome.finish, outcome.accept_lengths) == (list(eos), STOP, [])
 
 
 @pytest.mark.parametrize("gamma", [0, 4])
 def test_stopping_after_some_rounds_and_going_on_changes_nothing(lab: Any, known: Any, gamma: int) -> None:
-    options = {"weights": lab.tables(lab.prompts, "mixed"), "propose": known} if gamma else {}
+    options = {"weights": lab.tables(lab.prompts, "mixed"), "drafter": known} if gamma else {}
     state = lab.decode(gamma, lab.prompts, eta=0.3, rounds=0, **options)
     for rounds in (1, 3, 2**31 - 1):
         state = lab.advance(gamma, state, eta=0.3, rounds=rounds, **options)
@@ -181,13 +181,13 @@ def expected_caches(lab: Any, weights: Any, text: np.ndarray) -> list[np.ndarray
     @jax.jit
     def one_pass(weights: Any, text: Any) -> Any:
         config, exit_layer = lab.config, lab.exit_layer
-        positions = jnp.arange(text.shape[1])[None]
+        context = line(jnp.arange(text.shape[1])[None], text.shape[1])
         x = embed(weights["target"], text)
         caches = init_cache(config, 1, text.shape[1], x.dtype, config.num_hidden_layers + 1)
-        x, shallow = run_layers(config, weights["target"], x, positions, caches[:exit_layer], 0, exit_layer)
-        _, adapter = run_adapter(config, weights["adapter"], x, positions, caches[-1])
+        x, shallow = run_layers(config, weights["target"], x, context, caches[:exit_layer], 0, exit_layer)
+        _, adapter = run_adapter(config, weights["adapter"], x, context, caches[-1])
         last = config.num_hidden_layers
-        _, deep = run_layers(config, weights["target"], x, positions, caches[exit_layer:last], exit_layer, last)
+        _, deep = run_layers(config, weights["target"], x, context, caches[exit_layer:last], exit_layer, last)
         return (*shallow, *deep), adapter
 
     return jax.tree.leaves(one_pass(weights, text))

@@ -43,7 +43,8 @@ CASES = [Case("decode", 0), Case("decode", 6), Case("decode", 6, True), Case("pr
 
 def lower_case(case: Case, dtype: Any) -> Lowered:
     """Lower a program for shapes."""
-    spec = dec.DecodeSpec(CONFIG, 2 if case.gamma else 4, case.gamma, sample=case.sample, truncate=case.sample)
+    drafter = dec.Kangaroo(exit_layer=2) if case.gamma else dec.PLAIN
+    spec = dec.DecodeSpec(CONFIG, drafter, case.gamma, sample=case.sample, truncate=case.sample)
     return lower(Program(case.part, spec, slots=SLOTS, dtype=dtype))
 
 
@@ -95,11 +96,13 @@ def test_one_row_of_a_bf16_product_rounds_as_among_eight() -> None:
 
 def generate(weights: Any, dtype: Any, gamma: int) -> list[int]:
     """Decode greedily with compiled programs; return the new tokens."""
-    spec = dec.DecodeSpec(CONFIG, 2 if gamma else 4, gamma)
+    spec = dec.DecodeSpec(CONFIG, dec.Kangaroo(exit_layer=2) if gamma else dec.PLAIN, gamma)
     weights = {name: jax.tree.map(lambda leaf: leaf.astype(dtype), tree) for name, tree in weights.items()}
     weights = weights if gamma else {"target": weights["target"]}
-    sampling = dec.Sampling(np.float32(1), np.int32(0), np.float32(1), np.float32(0))
-    controls = dec.Controls(np.float32(0.1), np.array([-1], np.int32), sampling)
+    one = np.ones(1, np.float32)
+    controls = dec.Controls(
+        0.1 * one, np.array([[-1]], np.int32), dec.Sampling(one, np.zeros(1, np.int32), one, 0 * one)
+    )
     tokens = np.zeros((1, SLOTS), np.int32)
     tokens[0, : len(PROMPT)] = PROMPT
     start, length, budget = (np.array([number], np.int32) for number in (0, len(PROMPT), NEW_TOKENS))

@@ -66,10 +66,10 @@ def build_case(case: Case) -> Built:
     config = dataclasses.replace(
         CONFIG, num_key_value_heads=case.kv_heads, model_type=case.family, sliding_window=case.sliding_window
     )
-    adapter = AdapterConfig(case.adapter)
-    spec = dec.DecodeSpec(config, 2 if case.gamma else 4, case.gamma, adapter, sample=case.sample, truncate=case.sample)
+    drafter: dec.Drafter = dec.Kangaroo(AdapterConfig(case.adapter), exit_layer=2) if case.gamma else dec.PLAIN
     if case.tree:
-        spec = dec.DecodeSpec(config, 0, case.gamma, None, drafter=Fork())
+        drafter = Fork()
+    spec = dec.DecodeSpec(config, drafter, case.gamma, sample=case.sample, truncate=case.sample)
     low = lower(Program(case.part, spec, case.batch, SLOTS))
     made = build(low)
     return Built(made.module, made.memory, low)
@@ -199,15 +199,16 @@ def test_only_gamma_compiles_anew(lab: Any) -> None:
     """A new eta, EOS token, round bound, prompt, budget or weight is only another argument of the same program."""
     traces = []
 
-    def counting(*args: Any) -> Any:
-        traces.append(args)
-        return dec.propose(*args)
+    class Counting(dec.Kangaroo):
+        def propose(self, *args: Any) -> Any:
+            traces.append(args)
+            return super().propose(*args)
 
     def run(gamma: int, prompt: list[int], budget: int, eta: float, eos: int, scale: float = 1.0) -> float:
         weights = jax.tree.map(lambda leaf: leaf * scale, lab.weights)
         state = lab.prefill(gamma, [prompt], budget, (eos,), weights)
         args = (weights, state, lab.controls(eta, (eos,)), np.int32(99))
-        program, seconds = compiled(dec.decode, {0: lab.spec(gamma, counting)}, *args)
+        program, seconds = compiled(dec.decode, {0: lab.spec(gamma, Counting)}, *args)
         program(*args)
         return seconds
 
@@ -238,7 +239,7 @@ def test_buckets_are_few_and_waste_little() -> None:
 
 @pytest.mark.parametrize("gamma", [0, 1, 6, 7, 8, 16])
 def test_slots_hold_prompt_budget_and_a_round_beyond(gamma: int) -> None:
-    spec = dec.DecodeSpec(CONFIG, 2, gamma)
+    spec = dec.DecodeSpec(CONFIG, dec.Kangaroo(exit_layer=2), gamma)
     assert spec.rows >= gamma + 1
     for longest in (17, 300, 1000):
         assert dec.cache_slots(spec, longest) >= longest + gamma + 1

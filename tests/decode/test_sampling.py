@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 
 from kangaroo_jax import decode as dec
 from kangaroo_jax.decode.sampling import ACCEPT, DRAFT, TARGET, choose, draw, keys
-from kangaroo_jax.model import LlamaConfig
 
 V = 11
 DRAWS = 200_000
@@ -33,7 +31,8 @@ def fp32(least: float, most: float) -> st.SearchStrategy[float]:
 
 
 def sampling(temperature: float = 1.0, top_k: int = V, top_p: float = 1.0, min_p: float = 0.0) -> dec.Sampling:
-    return dec.Sampling(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), jnp.float32(min_p))
+    temperature, top_p, min_p = (np.array([value], np.float32) for value in (temperature, top_p, min_p))
+    return dec.Sampling(temperature, np.array([top_k], np.int32), top_p, min_p)
 
 
 def logs(probabilities: Any) -> Any:
@@ -169,20 +168,18 @@ def test_what_has_no_weight_is_never_drawn(p_value: Any) -> None:
 
 @pytest.mark.parametrize("truncate", [False, True])
 def test_choose_draws_with_the_probabilities_it_returns(p_value: Any, reference: Any, truncate: bool) -> None:
-    config = LlamaConfig(4, 1, 1, 1, 1, 1, 2)
     logits, cuts = np.array([1.0, 0.0, 2.0, 1.5], np.float32), (0.7, 3 if truncate else 4, 1.0, 0.1)
-    spec = dec.DecodeSpec(config, 1, 0, sample=True, truncate=truncate)
-    rows = (jnp.tile(logits, (DRAWS, 1)), seeds(DRAWS), jnp.zeros(DRAWS, jnp.int32))
-    tokens, log_weights = jax.jit(partial(choose, spec, purpose=TARGET))(sampling(*cuts), *rows)
+    key = (seeds(DRAWS), jnp.zeros(DRAWS, jnp.int32), TARGET)
+    tokens, log_weights = jax.jit(choose, static_argnums=3)(
+        sampling(*cuts), jnp.tile(logits, (DRAWS, 1)), key, truncate
+    )
     np.testing.assert_allclose(np.exp(log_weights[:1]), [reference(logits, *cuts)], atol=1e-6)
     assert p_value(np.bincount(tokens, minlength=4), reference(logits, *cuts)) > 1e-4
 
 
 def test_choose_without_sampling_takes_the_most_likely() -> None:
-    spec = dec.DecodeSpec(LlamaConfig(4, 1, 1, 1, 1, 1, 2), 1, 0)
-    tokens, log_weights = choose(
-        spec, sampling(), jnp.array([[1.0, 0, 2, 1.5], [3, 0, 1, 3]]), seeds(2), jnp.zeros(2, jnp.int32), TARGET
-    )
+    logits, key = jnp.array([[1.0, 0, 2, 1.5], [3, 0, 1, 3]]), (seeds(2), jnp.zeros(2, jnp.int32), TARGET)
+    tokens, log_weights = choose(None, logits, key, False)
     assert tokens.tolist() == [2, 0] and log_weights is None
 
 

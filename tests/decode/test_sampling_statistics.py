@@ -18,7 +18,7 @@ from scipy import stats
 
 from kangaroo_jax import decode as dec
 from kangaroo_jax.decode.sampling import ACCEPT, DRAFT, TARGET, draw, keys
-from kangaroo_jax.model import LlamaConfig, forward, init_adapter, init_params, logits, run_layers
+from kangaroo_jax.model import LlamaConfig, forward, init_adapter, init_params, line, logits, run_layers
 
 CONFIG = LlamaConfig(
     vocab_size=5,
@@ -53,14 +53,30 @@ DRAFTS = {  # What the target's logits are multiplied by, and how large the nois
 }
 
 
-def propose_near(spec: dec.DecodeSpec, weights: Any, hidden: Any, positions: Any, cache: Any) -> Any:
-    """Draft from the target's own logits, scaled, and some noise: its last layer, with the adapter's cache for its own.
+@dataclasses.dataclass(frozen=True)
+class Near(dec.Kangaroo):
+    """Drafts from the target's logits, scaled, and some noise: its last layer, with the adapter's cache for its own.
 
     What prefill and drafting write into that cache is right, since the adapter makes that layer's keys and values.
+
+    Attributes:
+        near: whether it does; otherwise it drafts as Kangaroo.
+        rule: how drafted tokens are accepted.
     """
-    config, last = spec.config, spec.config.num_hidden_layers
-    x, (cache,) = run_layers(config, weights["target"], hidden, positions, (cache,), last - 1, last)
-    return weights["scale"] * logits(config, weights["target"], x)[:, 0] + weights["noise"][positions[:, 0]], cache
+
+    near: bool = True
+    rule: Any = dec.accept_sampled
+
+    def propose(self, spec: dec.DecodeSpec, weights: Any, hidden: Any, positions: Any, memory: Any) -> Any:
+        if not self.near:
+            return super().propose(spec, weights, hidden, positions, memory)
+        config, last = spec.config, spec.config.num_hidden_layers
+        context = line(positions, memory.slots)
+        x, (memory,) = run_layers(config, weights["target"], hidden, context, (memory,), last - 1, last)
+        return weights["scale"] * logits(config, weights["target"], x)[:, 0] + weights["noise"][positions[:, 0]], memory
+
+    def accept(self, *inputs: Any) -> Any:
+        return self.rule(*inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,13 +145,16 @@ class Toy:
         """Return the new tokens of every sequence, ``[B, new]``, and the statistics."""
         temperature, top_k, top_p, min_p = case.sampling
         truncate = top_k < CONFIG.vocab_size or top_p < 1
-        exit_layer = EXIT_LAYER if case.gamma else CONFIG.num_hidden_layers
-        spec = dec.DecodeSpec(CONFIG, exit_layer, case.gamma, sample=True, truncate=truncate)
+        drafter = dec.Kangaroo(exit_layer=EXIT_LAYER) if case.gamma else dec.PLAIN
+        spec = dec.DecodeSpec(CONFIG, drafter, case.gamma, sample=True, truncate=truncate)
         before = spec.for_prefill
-        propose = dec.propose if case.draft == "untrained" else propose_near
-        spec = dataclasses.replace(spec, propose=propose if case.gamma else dec.propose, accept=accept)
-        drawn = dec.Sampling(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), jnp.float32(min_p))
-        controls = dec.Controls(jnp.float32(case.eta), jnp.array([-1]), drawn)
+        if case.gamma:
+            near = Near(exit_layer=EXIT_LAYER, near=case.draft != "untrained", rule=accept)
+            spec = dataclasses.replace(spec, drafter=near)
+        rows: Any = (np.full(len(seed), value, np.float32) for value in (temperature, top_p, min_p, case.eta))
+        temperature, top_p, min_p, eta = rows
+        drawn = dec.Sampling(temperature, np.full(len(seed), top_k, np.int32), top_p, min_p)
+        controls = dec.Controls(eta, np.full((len(seed), 1), -1, np.int32), drawn)
 
         slots = dec.bucket(max(map(len, PROMPTS)) + case.new + spec.rows)
         tokens, length = np.zeros((len(seed), slots), np.int32), np.zeros(len(seed), np.int32)

@@ -32,14 +32,13 @@ CONFIG = LlamaConfig(
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_the_estimate_is_no_less_than_what_programs_take(dtype: Any, sample: bool) -> None:
     batch, slots, shape = 16, 1280, jax.ShapeDtypeStruct
-    spec = dec.DecodeSpec(CONFIG, 1, 5, sample=sample, truncate=sample)
+    spec = dec.DecodeSpec(CONFIG, dec.Kangaroo(exit_layer=1), 5, sample=sample, truncate=sample)
     chunk = dec.prefill_chunk(700, slots, batch)
     weights = jax.tree.map(
         lambda leaf: shape(leaf.shape, dtype), {"target": abstract_params(CONFIG), "adapter": abstract_adapter(CONFIG)}
     )
-    row, scalar = shape((batch,), jnp.int32), shape((), jnp.float32)
-    drawn = dec.Sampling(scalar, shape((), jnp.int32), scalar, scalar)
-    controls = dec.Controls(scalar, shape((4,), jnp.int32), drawn)
+    row, real = shape((batch,), jnp.int32), shape((batch,), jnp.float32)
+    controls = dec.Controls(real, shape((batch, 4), jnp.int32), dec.Sampling(real, row, real, real))
     caches = jax.eval_shape(lambda: dec.allocate(spec, batch, slots, jnp.dtype(dtype)))
     args = (weights, caches, shape((batch, slots), jnp.int32), row, row, row, shape((batch, 2), jnp.uint32), controls)
     state = jax.eval_shape(lambda *traced: dec.prefill(spec.for_prefill, chunk, *traced), *args)
@@ -68,7 +67,7 @@ def test_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_larger_specs_take_more() -> None:
-    spec = dec.DecodeSpec(CONFIG, 1, 5)
+    spec = dec.DecodeSpec(CONFIG, dec.Kangaroo(exit_layer=1), 5)
     size = memory.sequence_bytes(spec, 256, 64, np.dtype(np.float32))
     assert memory.sequence_bytes(spec, 512, 64, np.dtype(np.float32)) > 1.5 * size
     assert memory.sequence_bytes(dataclasses.replace(spec, sample=True), 256, 64, np.dtype(np.float32)) > size
@@ -83,7 +82,7 @@ class Remembers(dec.Drafter):
 
 
 def test_what_a_drafter_remembers_counts_in_its_own_dtype() -> None:
-    spec = dec.DecodeSpec(CONFIG, 0, 5, None)
+    spec = dec.DecodeSpec(CONFIG, dec.PLAIN, 5)
     more = dataclasses.replace(spec, drafter=Remembers())
     for dtype in (np.dtype(np.float32), jnp.dtype(jnp.bfloat16)):
         sizes = [memory.sequence_bytes(each, 256, 64, dtype) for each in (more, spec)]

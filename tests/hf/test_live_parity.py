@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kangaroo_jax.model import embed, forward, init_cache, logits, run_layers
+from kangaroo_jax.model import embed, forward, init_cache, line, logits, run_layers
 from kangaroo_jax.store import read_hf, write_hf
 
 pytestmark = pytest.mark.hf
@@ -56,8 +56,8 @@ PROMPT, NEW = 61, 200
 @partial(jax.jit, static_argnums=0, donate_argnums=4)
 def step(config, params, tokens, start, caches):
     """Logits of the last token of a block, and the caches with the block."""
-    positions = start + jnp.arange(tokens.shape[1])[None]
-    x, caches = run_layers(config, params, embed(params, tokens), positions, caches, 0, config.num_hidden_layers)
+    context = line(start + jnp.arange(tokens.shape[1])[None], caches[0].slots)
+    x, caches = run_layers(config, params, embed(params, tokens), context, caches, 0, config.num_hidden_layers)
     return logits(config, params, x[:, -1]), caches
 
 

@@ -73,7 +73,8 @@ def test_the_distribution_is_that_of_transformers(model, temperature, top_k, top
     # With ties, what stays would depend on how torch sorts.
     assert (logits.sort(-1).values.diff(dim=-1) > 0).all()
 
-    sampling = Sampling(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), jnp.float32(min_p))
+    rows = (jnp.array([value]) for value in (temperature, top_k, top_p, min_p))
+    sampling = Sampling(*rows)
     got = jax.jit(log_probabilities, static_argnums=2)(sampling, logits.numpy(), True)
     np.testing.assert_array_equal(np.isneginf(got), np.isneginf(expected))
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 / min(temperature, 1))

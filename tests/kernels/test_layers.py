@@ -18,8 +18,10 @@ from kangaroo_jax.model import (
     LlamaConfig,
     RopeScaling,
     abstract_adapter,
+    branch,
     forward,
     init_cache,
+    line,
     logits,
     run_adapter,
     run_layers,
@@ -47,7 +49,10 @@ def run(
     config: LlamaConfig, params: Any, x: Any, positions: Any, caches: Any, tree: Any = None, count: Any = None
 ) -> Any:
     """Run all layers, on whatever the params are for."""
-    return run_layers(config, params, x, positions, caches, 0, config.num_hidden_layers, tree, count)
+    slots = None if caches is None else SLOTS
+    root = positions[:, 0]
+    context = line(positions, slots, count) if tree is None else branch(root, positions - root[:, None], tree, SLOTS)
+    return run_layers(config, params, x, context, caches, 0, config.num_hidden_layers)
 
 
 def filled(config: LlamaConfig, batch: int, dtype: Any = jnp.float32) -> Any:
@@ -273,5 +278,6 @@ def test_adapters(normal: Draw, kind: str, cached: bool) -> None:
     x, positions = normal(1, 2, 5, 23), jnp.array([[11], [0]]) + jnp.arange(5)
     cache = filled(config, 2)[0] if cached else None
     both = jax.jit(run_adapter, static_argnums=(0, 5))
-    expected = both(config, params, x, positions, cache, adapter)
-    close(both(config, pack_adapter(params), x, positions, cache, adapter), expected)
+    context = line(positions, SLOTS if cached else None)
+    expected = both(config, params, x, context, cache, adapter)
+    close(both(config, pack_adapter(params), x, context, cache, adapter), expected)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import kangaroo_jax
-from kangaroo_jax.model import LlamaConfig, embed, forward, init_cache, logits, run_layers
+from kangaroo_jax.model import LlamaConfig, embed, forward, init_cache, line, logits, run_layers
 from kangaroo_jax.proof.compare import read_prompts
 from kangaroo_jax.proof.rescore import rescore
 
@@ -36,16 +36,16 @@ def text() -> np.ndarray:
 @partial(jax.jit, static_argnums=(0, 1))
 def step(config: LlamaConfig, split: int, target: Any, tokens: Any, at: Any, caches: Any, count: Any) -> Any:
     """Run a block through the layers before ``split``, then through the others, and return its logits."""
-    positions = at + jnp.arange(tokens.shape[1])[None]
-    x, shallow = run_layers(config, target, embed(target, tokens), positions, caches[:split], 0, split, count=count)
+    context = line(at + jnp.arange(tokens.shape[1])[None], caches[0].slots, count)
+    x, shallow = run_layers(config, target, embed(target, tokens), context, caches[:split], 0, split)
     last = config.num_hidden_layers
-    x, deep = run_layers(config, target, x, positions, caches[split:], split, last, count=count)
+    x, deep = run_layers(config, target, x, context, caches[split:], split, last)
     return logits(config, target, x, count), (*shallow, *deep)
 
 
 def by_blocks(params: kangaroo_jax.Params, split: int, slots: int, block: int, size: int) -> np.ndarray:
     """Return the logits of the text, computed ``size`` tokens at a time as the first of blocks of ``block``."""
-    config, dtype = params.config, params.target["embed_tokens"]["embedding"].dtype
+    config, dtype = params.config, params.dtype
     caches, found = init_cache(config, 1, slots, dtype, config.num_hidden_layers), []
     for at in range(0, LENGTH, size):
         some = text()[at : at + size]

@@ -14,7 +14,7 @@ from bench import hlo
 from bench.programs import Lowered, Program, build, lower
 from kangaroo_jax import decode as dec
 from kangaroo_jax.kernels import pack_target
-from kangaroo_jax.model import AdapterConfig, LlamaConfig, abstract_params, run_layers
+from kangaroo_jax.model import AdapterConfig, LlamaConfig, abstract_params, line, run_layers
 
 CONFIG = LlamaConfig(
     vocab_size=61,
@@ -85,10 +85,10 @@ class Built(NamedTuple):
 def program(request: pytest.FixtureRequest) -> Built:
     case = request.param
     config = dataclasses.replace(CONFIG, num_key_value_heads=case.kv_heads)
-    adapter = AdapterConfig(case.adapter)
-    spec = dec.DecodeSpec(config, 2 if case.gamma else 4, case.gamma, adapter, sample=case.sample, truncate=case.sample)
+    drafter: dec.Drafter = dec.Kangaroo(AdapterConfig(case.adapter), exit_layer=2) if case.gamma else dec.PLAIN
     if case.tree:
-        spec = dec.DecodeSpec(config, 0, case.gamma, None, drafter=Fork())
+        drafter = Fork()
+    spec = dec.DecodeSpec(config, drafter, case.gamma, sample=case.sample, truncate=case.sample)
     low = lower(Program(case.part, spec, case.batch, SLOTS, case.dtype, native=True))
     made = build(low)
     return Built(made.module, made.memory, low)
@@ -124,12 +124,14 @@ def test_weights_are_arguments(program: Built) -> None:
 def test_a_copy_in_the_loop_is_noticed() -> None:
     """Who looks at a cache as it was before a call makes XLA copy it."""
     params = jax.eval_shape(lambda tree: pack_target(tree, jnp.float32), abstract_params(CONFIG))
-    caches = jax.eval_shape(lambda: dec.allocate(dec.DecodeSpec(CONFIG, 4, 0), 1, SLOTS, jnp.dtype("float32")))[0]
+    caches = jax.eval_shape(lambda: dec.allocate(dec.DecodeSpec(CONFIG, dec.PLAIN, 0), 1, SLOTS, jnp.dtype("float32")))[
+        0
+    ]
 
     def loop(params: Any, caches: Any, x: Any, rounds: Any) -> Any:
         def body(carry: Any) -> Any:
             step, caches, x = carry
-            y, updated = run_layers(CONFIG, params, x, step[None, None], caches, 0, 4)
+            y, updated = run_layers(CONFIG, params, x, line(step[None, None], SLOTS), caches, 0, 4)
             return step + 1, updated, y + caches[0].k[0, step, 0] * updated[0].k.sum()
 
         return jax.lax.while_loop(lambda carry: carry[0] < rounds, body, (jnp.int32(0), caches, x))

@@ -23,14 +23,22 @@ from kangaroo_jax.model import (
     init_adapter,
     init_cache,
     init_params,
+    line,
     run_adapter,
 )
-from kangaroo_jax.model.layers import Attention, Context
+from kangaroo_jax.model.layers import Attention, share
 
 CONFIG = LlamaConfig(31, 23, 29, 3, 6, 2, 14, rms_norm_eps=1e-3)
 QWEN = LlamaConfig(31, 23, 29, 3, 6, 2, 14, rms_norm_eps=1e-3, model_type="qwen2")
 LENGTH = 61
-RUN = jax.jit(run_adapter, static_argnums=(0, 5))
+
+
+def run(config: LlamaConfig, params: Any, x: Any, positions: Any, cache: Any, adapter: AdapterConfig) -> Any:
+    """Run the adapter on consecutive positions."""
+    return run_adapter(config, params, x, line(positions, cache and cache.slots), cache, adapter)
+
+
+RUN = jax.jit(run, static_argnums=(0, 5))
 
 
 def states(batch: int = 1, length: int = LENGTH) -> jax.Array:
@@ -57,8 +65,8 @@ def norm(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
 
 
 def attention(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
-    context = Context(CONFIG, places(), None)
-    return np.asarray(Attention(CONFIG).apply({"params": params}, jnp.asarray(x, jnp.float32), context, None)[0])
+    shared = share(CONFIG, line(places(), None))
+    return np.asarray(Attention(CONFIG).apply({"params": params}, jnp.asarray(x, jnp.float32), shared, None)[0])
 
 
 def mlp(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
@@ -146,9 +154,9 @@ def test_block_by_block_with_a_cache_is_all_at_once(adapter: AdapterConfig) -> N
 def test_a_kind_without_attention_sees_one_position_alone(kind: str) -> None:
     adapter = AdapterConfig(kind)
     params, x = fresh(adapter), states(length=7)
-    whole, _ = run_adapter(CONFIG, params, x, places(stop=7), None, adapter)
+    whole, _ = run(CONFIG, params, x, places(stop=7), None, adapter)
     for at in range(7):
-        alone, _ = run_adapter(CONFIG, params, x[:, at : at + 1], jnp.array([[500]]), None, adapter)
+        alone, _ = run(CONFIG, params, x[:, at : at + 1], jnp.array([[500]]), None, adapter)
         np.testing.assert_allclose(alone[:, 0], whole[:, at], atol=1e-6)
 
 
@@ -180,7 +188,7 @@ def test_an_own_head_starts_as_a_copy_of_the_targets(tied: bool) -> None:
     theirs = init_adapter(config, jax.random.key(5))
     x = states(length=7)
     own_scores, scores = (
-        run_adapter(config, params, x, places(stop=7), None, adapter)[0] @ draft_head(target, params)
+        run(config, params, x, places(stop=7), None, adapter)[0] @ draft_head(target, params)
         for params, adapter in ((ours, own), (theirs, AdapterConfig()))
     )
     np.testing.assert_array_equal(own_scores, scores)

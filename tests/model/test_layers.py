@@ -16,10 +16,11 @@ from kangaroo_jax.model import (
     abstract_adapter,
     init_adapter,
     init_cache,
+    line,
     run_adapter,
 )
 from kangaroo_jax.model.cache import fold_heads, write_cache
-from kangaroo_jax.model.layers import Context, RMSNorm, attend, linear
+from kangaroo_jax.model.layers import RMSNorm, attend, linear
 from kangaroo_jax.model.rope import apply_rope, rope_frequencies, rope_table
 
 
@@ -45,7 +46,7 @@ def drawn(mask: jax.Array) -> list[str]:
 
 
 def test_mask_over_cache_slots() -> None:
-    mask = Context(tiny(), jnp.array([[2, 3]]), 5).mask
+    mask = line(jnp.array([[2, 3]]), 5).mask(None)
     # fmt: off
     assert drawn(mask[0]) == [
         "x x x . .",  # position 2
@@ -55,24 +56,23 @@ def test_mask_over_cache_slots() -> None:
 
 
 def test_mask_of_sequences_of_different_lengths() -> None:
-    context = Context(tiny(), jnp.array([[0, 1], [3, 4]]), 5)
-    assert drawn(context.mask[0]) == ["x . . . .", "x x . . ."]
-    assert drawn(context.mask[1]) == ["x x x x .", "x x x x x"]
+    context = line(jnp.array([[0, 1], [3, 4]]), 5)
+    assert drawn(context.mask(None)[0]) == ["x . . . .", "x x . . ."]
+    assert drawn(context.mask(None)[1]) == ["x x x x .", "x x x x x"]
     assert context.start.tolist() == [0, 3]
 
 
 def test_mask_without_a_cache_is_causal() -> None:
-    mask = Context(tiny(), jnp.array([[0, 1, 2]]), None).mask
+    mask = line(jnp.array([[0, 1, 2]]), None).mask(None)
     assert drawn(mask[0]) == ["x . .", "x x .", "x x x"]
 
 
 def test_mask_of_a_sliding_window() -> None:
-    config = tiny(model_type="mistral", sliding_window=2)
-    assert drawn(Context(config, jnp.array([[2, 3]]), 5).mask[0]) == [
+    assert drawn(line(jnp.array([[2, 3]]), 5).mask(2)[0]) == [
         ". x x . .",  # position 2
         ". . x x .",  # position 3
     ]
-    assert drawn(Context(config, jnp.array([[0, 1, 2]]), None).mask[0]) == ["x . .", "x x .", ". x x"]
+    assert drawn(line(jnp.array([[0, 1, 2]]), None).mask(2)[0]) == ["x . .", "x x .", ". x x"]
 
 
 @pytest.mark.parametrize("eps", [1e-6, 1e-5, 0.1])
@@ -169,9 +169,9 @@ def test_linear_over_any_number_of_axes() -> None:
 def test_the_adapter_is_plain_whatever_the_target(model_type: str) -> None:
     config = tiny(model_type=model_type, sliding_window=2)
     assert abstract_adapter(config) == abstract_adapter(tiny())
-    x, positions = jnp.asarray(normal(0, 1, 7, 24)), jnp.arange(7)[None]
+    x, context = jnp.asarray(normal(0, 1, 7, 24)), line(jnp.arange(7)[None], None)
     params = init_adapter(tiny(), jax.random.key(0))
-    plain, other = (run_adapter(shape, params, x, positions, None)[0] for shape in (tiny(), config))
+    plain, other = (run_adapter(shape, params, x, context, None)[0] for shape in (tiny(), config))
     np.testing.assert_array_equal(other, plain)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kangaroo_jax.model import embed, forward, init_cache, logits, run_layers
+from kangaroo_jax.model import embed, forward, init_cache, line, logits, run_layers
 from kangaroo_jax.store import read_hf
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "llama"
@@ -25,8 +25,8 @@ PREFILL, BLOCK = 200, 19
 @partial(jax.jit, static_argnums=0, donate_argnums=4)
 def cached_block(config, params, tokens, start, caches):
     """Logits of a block of tokens that begins at position ``start``."""
-    positions = start + jnp.arange(tokens.shape[1])[None]
-    x, caches = run_layers(config, params, embed(params, tokens), positions, caches, 0, config.num_hidden_layers)
+    context = line(start + jnp.arange(tokens.shape[1])[None], caches[0].slots)
+    x, caches = run_layers(config, params, embed(params, tokens), context, caches, 0, config.num_hidden_layers)
     return logits(config, params, x), caches
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from kangaroo_jax.model import LlamaConfig, embed, forward, head, init_adapter, run_adapter, run_layers
+from kangaroo_jax.model import LlamaConfig, embed, forward, head, init_adapter, line, run_adapter, run_layers
 from train.loss import distillation_loss, distillation_sums
 from train.step import init_state, make_eval_step, make_train_step, split_devices
 
@@ -48,9 +48,9 @@ def test_both_sides_come_from_the_right_layers(tiny_config: LlamaConfig, tiny_pa
     batch = batch_of(tiny_config)
     adapter = init_adapter(tiny_config, jax.random.key(1))
     _, sums = distillation_loss(tiny_config, 1)(adapter, tiny_params, batch)
-    positions = jnp.broadcast_to(jnp.arange(11), (3, 11))
-    hidden, _ = run_layers(tiny_config, tiny_params, embed(tiny_params, batch["tokens"]), positions, None, 0, 1)
-    student = head(tiny_params, run_adapter(tiny_config, adapter, hidden, positions, None)[0])
+    context = line(jnp.broadcast_to(jnp.arange(11), (3, 11)), None)
+    hidden, _ = run_layers(tiny_config, tiny_params, embed(tiny_params, batch["tokens"]), context, None, 0, 1)
+    student = head(tiny_params, run_adapter(tiny_config, adapter, hidden, context, None)[0])
     _, expected = distillation_sums(forward(tiny_config, tiny_params, batch["tokens"]), student, batch["mask"])
     for name, value in expected.items():
         assert float(sums[name]) == pytest.approx(float(value), rel=1e-5), name

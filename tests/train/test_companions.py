@@ -13,7 +13,7 @@ import pytest
 import kangaroo_jax
 from bench import methods
 from kangaroo_jax.baselines import init_medusa, load_medusa, medusa_logits
-from kangaroo_jax.model import LlamaConfig, embed, run_layers
+from kangaroo_jax.model import LlamaConfig, embed, line, run_layers
 from kangaroo_jax.model.layers import RMSNorm
 from train import draft_model, medusa
 from train.companion import ahead_sums, counted
@@ -59,7 +59,7 @@ def test_the_loss_of_head_k_is_of_the_token_k_plus_1_places_on(tiny_config: Llam
     tokens, mask = rng.integers(3, 259, (2, 23)), rng.random((2, 23)) < 0.9
     total, sums = medusa_loss(tiny_config, 3)(heads, tiny_params, {"tokens": tokens, "mask": jnp.array(mask)})
     at = jnp.broadcast_to(jnp.arange(23), (2, 23))
-    x, _ = run_layers(tiny_config, tiny_params, embed(tiny_params, tokens), at, None, 0, 3)
+    x, _ = run_layers(tiny_config, tiny_params, embed(tiny_params, tokens), line(at, None), None, 0, 3)
     x = RMSNorm(tiny_config.rms_norm_eps).apply({"params": tiny_params["norm"]}, x)
     logs = np.asarray(jax.nn.log_softmax(medusa_logits(heads, x)))
     places = [(row, t) for row in range(2) for t in range(19) if mask[row, t : t + 4].all()]
