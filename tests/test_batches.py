@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -146,3 +147,58 @@ def test_joey_on_prompts_of_1_to_500_tokens(size: int) -> None:
         prompts.append(ids[start : start + length])
     for prompt, out in zip(prompts, generate(joey, prompts), strict=True):
         assert ended(out) == ended(generate(joey, prompt, method="plain"))
+
+
+MIXED: tuple[dict[str, Any], ...] = (
+    {},
+    {"do_sample": True, "seed": 3, "temperature": 0.7},
+    {"eta": 0.9, "max_new_tokens": 17},
+    {"do_sample": True, "seed": 3, "top_k": 5, "top_p": 0.8, "temperature": 1.3, "eta": 0.0},
+    {"do_sample": True, "seed": 4, "top_k": 0, "min_p": 0.2, "stop_strings": ["e", "a"]},
+    {"eos_token_id": [4, 8, 15, 16, 23, 42, 100, 101, 104], "eta": 0.0},
+    {"do_sample": True, "temperature": 0, "max_new_tokens": 0},
+)
+
+
+@pytest.mark.parametrize("method", ["kangaroo", "plain"])
+@pytest.mark.parametrize("which", [range(len(MIXED)), (0, 2, 5), (1, 4)], ids=["all", "greedy", "sampled"])
+def test_prompts_with_settings_of_their_own(tiny: kangaroo_jax.Params, method: str, which: Sequence[int]) -> None:
+    """Greedy and sampled rows, budgets, ends, eta and seeds in one batch: each is what its prompt gives alone."""
+    prompts, shared = random_prompts(len(which), seed=7), {"method": method, "max_new_tokens": 30}
+    settings = [MIXED[index] for index in which]
+    for prompt, own, out in zip(prompts, settings, generate(tiny, prompts, per_prompt=settings, **shared), strict=True):
+        alone = generate(tiny, prompt, **{**shared, **own})
+        assert ended(out) == ended(alone)
+        assert out.stats.accept_lengths == alone.stats.accept_lengths
+        assert out.stats.draft_lengths == alone.stats.draft_lengths
+        assert out.stats.eta == alone.stats.eta
+
+
+def test_settings_of_single_prompts_compile_nothing(tiny: kangaroo_jax.Params) -> None:
+    prompts, sampled = random_prompts(2, seed=1, longest=9), {"do_sample": True, "max_new_tokens": 9}
+    generate(tiny, prompts, per_prompt=[{"seed": 1}, {"temperature": 0.5}], **sampled)
+    before = executables()
+    generate(tiny, prompts, per_prompt=[{"do_sample": False, "eta": 0.7}, {"top_k": 7, "eos_token_id": [3]}], **sampled)
+    assert executables() == before
+
+
+@pytest.mark.parametrize(
+    ("per_prompt", "message"),
+    [
+        ([{}], "per_prompt has 1 entries for 2 prompts; pass one for each"),
+        ([], r"per_prompt is \[\]; pass one mapping of option names to values for each prompt"),
+        ({"eta": 0.5}, "per_prompt is {'eta': 0.5}; pass one mapping"),
+        ([{}, 0.5], "per_prompt has 0.5 at 1; pass one mapping"),
+        ([{}, {"gamma": 3}], "per_prompt has gamma at 1; all prompts of a call share it, pass it beside"),
+        ([{"method": "plain"}, {}], "per_prompt has method at 0"),
+        ([{"temperature": -1}, {}], "temperature is -1; pass 0 or more"),
+    ],
+)
+def test_settings_that_are_refused(tiny: kangaroo_jax.Params, per_prompt: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(tiny, ["a", "b"], per_prompt=per_prompt)
+
+
+def test_a_setting_that_there_is_not(tiny: kangaroo_jax.Params) -> None:
+    with pytest.raises(TypeError, match=r"generate\(\) got an unexpected keyword argument 'temprature'"):
+        generate(tiny, ["a", "b"], per_prompt=[{}, {"temprature": 1}])

@@ -167,6 +167,22 @@ def test_what_has_no_weight_is_never_drawn(p_value: Any) -> None:
 
 
 @pytest.mark.parametrize("truncate", [False, True])
+def test_each_sequence_has_its_own_settings(reference: Any, truncate: bool) -> None:
+    """Temperature 0 leaves the first of the most likely tokens, also among rows that are drawn."""
+    cuts = [(1.0, V, 1.0, 0.0), (0.0, 1, 0.5, 0.9), (0.5, 3, 1.0, 0.0), (2.0, V, 0.7, 0.3)]
+    logits = np.random.default_rng(5).standard_normal((4, 2, V)).astype(np.float32)
+    logits[1, 0, [3, 7]] = logits[1].max() + 1  # A tie.
+    rows = (np.array(column, kind) for column, kind in zip(zip(*cuts, strict=True), "fiff", strict=True))
+    got = np.exp(log_probabilities(dec.Sampling(*rows), logits, truncate))
+    for row, (temperature, top_k, top_p, min_p) in enumerate(cuts):
+        if temperature == 0:
+            np.testing.assert_array_equal(got[row], np.eye(V)[logits[row].argmax(-1)])
+        else:
+            kept = (top_k, top_p) if truncate else (0, 1.0)
+            np.testing.assert_allclose(got[row], reference(logits[row], temperature, *kept, min_p), atol=1e-6)
+
+
+@pytest.mark.parametrize("truncate", [False, True])
 def test_choose_draws_with_the_probabilities_it_returns(p_value: Any, reference: Any, truncate: bool) -> None:
     logits, cuts = np.array([1.0, 0.0, 2.0, 1.5], np.float32), (0.7, 3 if truncate else 4, 1.0, 0.1)
     key = (seeds(DRAWS), jnp.zeros(DRAWS, jnp.int32), TARGET)

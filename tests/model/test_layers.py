@@ -41,40 +41,6 @@ def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def drawn(mask: jax.Array) -> list[str]:
-    return [" ".join("x" if visible else "." for visible in row) for row in np.asarray(mask)]
-
-
-def test_mask_over_cache_slots() -> None:
-    mask = line(jnp.array([[2, 3]]), 5).mask(None)
-    # fmt: off
-    assert drawn(mask[0]) == [
-        "x x x . .",  # position 2
-        "x x x x .",  # position 3
-    ]
-    # fmt: on
-
-
-def test_mask_of_sequences_of_different_lengths() -> None:
-    context = line(jnp.array([[0, 1], [3, 4]]), 5)
-    assert drawn(context.mask(None)[0]) == ["x . . . .", "x x . . ."]
-    assert drawn(context.mask(None)[1]) == ["x x x x .", "x x x x x"]
-    assert context.start.tolist() == [0, 3]
-
-
-def test_mask_without_a_cache_is_causal() -> None:
-    mask = line(jnp.array([[0, 1, 2]]), None).mask(None)
-    assert drawn(mask[0]) == ["x . .", "x x .", "x x x"]
-
-
-def test_mask_of_a_sliding_window() -> None:
-    assert drawn(line(jnp.array([[2, 3]]), 5).mask(2)[0]) == [
-        ". x x . .",  # position 2
-        ". . x x .",  # position 3
-    ]
-    assert drawn(line(jnp.array([[0, 1, 2]]), None).mask(2)[0]) == ["x . .", "x x .", ". x x"]
-
-
 @pytest.mark.parametrize("eps", [1e-6, 1e-5, 0.1])
 def test_rms_norm(eps: float) -> None:
     x, scale = normal(0, 2, 3, 23) * 0.01, normal(1, 23)
