@@ -13,7 +13,7 @@ from kangaroo_jax.params import Params, load
 from kangaroo_jax.proof import LosslessReport, LosslessRow, verify_lossless
 from kangaroo_jax.tuning import Tuning, tune
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Chat",
