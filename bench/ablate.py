@@ -28,8 +28,9 @@ from bench.questions import JOEY_QUESTIONS, read_questions, select
 from bench.record import new_record
 from bench.run_bench import fitting, measure, now
 from bench.tables import number
+from kangaroo_jax.files import write_json
 from kangaroo_jax.params import with_adapter
-from kangaroo_jax.store import EMBEDDED, write_json
+from kangaroo_jax.store import EMBEDDED
 
 ABLATION = "ablation.json"
 KINDS = ("grid", "adapters")

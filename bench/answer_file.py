@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.answers import Answer
-from kangaroo_jax.store.files import locked, whole_file
+from kangaroo_jax.files import locked, whole_file
 
 
 class AnswerFile:

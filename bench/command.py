@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from kangaroo_jax.store.failures import system_error
+from kangaroo_jax.store import system_error
 
 
 def exit_status(command: Callable[[], int], resumes: bool = False) -> int:

@@ -16,8 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from kangaroo_jax import Params
-from kangaroo_jax.store import companion, read_config, read_json, resolve, whole_directory, write_json
-from kangaroo_jax.store.files import first_line
+from kangaroo_jax.files import first_line, read_json, whole_directory, write_json
+from kangaroo_jax.store import companion, read_config, resolve
 from kangaroo_jax.text import Tokenizer, load_tokenizer
 from workshop.held_out import cut_at_lines, split_sources, standard_library
 

@@ -21,8 +21,7 @@ from typing import Any
 
 from bench.answer_file import AnswerFile, answer_path, read_answers
 from bench.answers import Answer
-from kangaroo_jax.store import read_json, write_json
-from kangaroo_jax.store.files import held_interrupts
+from kangaroo_jax.files import held_interrupts, read_json, write_json
 
 BENCH = "spec_bench"
 RECORD, RESULTS, TABLES = "record.json", "results.json", "results.md"

@@ -17,9 +17,8 @@ import sys
 from pathlib import Path
 
 from bench.command import exit_status
-from kangaroo_jax.store import read_config, resolve, whole_directory
-from kangaroo_jax.store.files import check_vacant
-from kangaroo_jax.store.hf import INDEX, TORCH_INDEX, weight_files
+from kangaroo_jax.files import check_vacant, whole_directory
+from kangaroo_jax.store import INDEX, TORCH_INDEX, read_config, resolve, weight_files
 from kangaroo_jax.text import load_tokenizer
 
 _SPECIAL = ("<unk>", "<s>", "</s>")

@@ -31,8 +31,8 @@ from bench.questions import JOEY_QUESTIONS, prompt_of, read_questions
 from bench.shapes import random_params
 from bench.traffic import traffic
 from kangaroo_jax.engine import Options, Run, plan
+from kangaroo_jax.files import whole_file
 from kangaroo_jax.kernels import instruction_set, pack_adapter, pack_target, why_not
-from kangaroo_jax.store.files import whole_file
 from kangaroo_jax.tuning import CostTimers
 from workshop.shapes import SHAPES
 

@@ -43,8 +43,8 @@ from bench.peers_report import report, summary
 from bench.questions import prompt_of, read_questions
 from bench.transformers_peers import Transformers, check_torch, their_directory
 from kangaroo_jax.engine import prompt_ids
+from kangaroo_jax.files import whole_file
 from kangaroo_jax.proof import read_prompts
-from kangaroo_jax.store.files import whole_file
 
 OURS = ("plain", "kangaroo")
 THEIRS = ("transformers", "transformers-lookup", "transformers-early-exit")

@@ -17,7 +17,7 @@ from typing import Any
 from kangaroo_jax import Params
 from kangaroo_jax.engine import prompt_ids
 from kangaroo_jax.store import EMBEDDED
-from kangaroo_jax.text.chat import own_template
+from kangaroo_jax.text import own_template
 
 JOEY_QUESTIONS = Path(__file__).parent / "prompts" / "joey.jsonl"
 MT_BENCH = frozenset(("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"))

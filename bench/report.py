@@ -23,8 +23,7 @@ from bench.folder import IN_IDENTITY, RECORD, check_fields, read_folder, read_re
 from bench.metrics import confidences
 from bench.run_bench import results_of
 from bench.tables import made_by, markdown, number, share, tables, with_interval
-from kangaroo_jax.store import read_json
-from kangaroo_jax.store.files import whole_file
+from kangaroo_jax.files import read_json, whole_file
 
 PAGE = "benchmarks.md"
 

@@ -32,8 +32,8 @@ from bench.ties import ROWS, ties
 from bench.traffic import size, traffic
 from bench.turns import GRAPHS, Settings, Turns
 from kangaroo_jax.engine import ONE_GRAPH, compile_with
+from kangaroo_jax.files import whole_file
 from kangaroo_jax.model import abstract_params
-from kangaroo_jax.store.files import whole_file
 from kangaroo_jax.tuning import measure_costs
 from workshop.shapes import SHAPES
 

@@ -25,8 +25,7 @@ from bench.record import new_record
 from bench.settings import make_all, parse_settings
 from bench.split import measure_parts, time_split
 from bench.tables import tables
-from kangaroo_jax.store import write_json
-from kangaroo_jax.store.files import whole_file
+from kangaroo_jax.files import whole_file, write_json
 
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> int:

@@ -24,13 +24,10 @@ import numpy as np
 from tqdm import tqdm
 
 import kangaroo_jax
+from kangaroo_jax.files import check_vacant, whole_directory, write_json
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, abstract_adapter, abstract_params, init_adapter
-from kangaroo_jax.store import config_to_hf, save_adapter, whole_directory, write_json
-from kangaroo_jax.store.files import check_vacant
-from kangaroo_jax.store.hf import TORCH_INDEX, TORCH_SINGLE
-from kangaroo_jax.store.mapping import entries
-from kangaroo_jax.store.torch_file import write_torch
-from kangaroo_jax.text.tokenizer import NoTokenizer
+from kangaroo_jax.store import TORCH_INDEX, TORCH_SINGLE, config_to_hf, entries, save_adapter, write_torch
+from kangaroo_jax.text import NoTokenizer
 from workshop.shapes import SHAPES
 
 _DEVIATION = 0.02

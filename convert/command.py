@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from kangaroo_jax.store.files import first_line
+from kangaroo_jax.files import first_line
 
 
 def ended(name: str, work: Callable[[], None], out: Path, afterwards: str = "nothing was written") -> int:

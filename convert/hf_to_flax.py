@@ -23,9 +23,8 @@ from convert.check import check, check_reference
 from convert.command import ended
 from convert.conversion import convert, dry_run
 from convert.sources import locate
-from kangaroo_jax.store import ALIASES, DTYPES, EMBEDDED, find_adapter
-from kangaroo_jax.store.files import check_vacant
-from kangaroo_jax.store.names import converted, expand
+from kangaroo_jax.files import check_vacant
+from kangaroo_jax.store import ALIASES, DTYPES, EMBEDDED, converted, expand, find_adapter
 
 _TRANSFORMERS = Path("-")
 

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 import jax
 
+from kangaroo_jax.files import first_line
 from kangaroo_jax.store import read_config, resolve, save_adapter
-from kangaroo_jax.store.files import first_line
 from kangaroo_jax.text import load_tokenizer
 from train.best import MEASURE
 from train.data import Data

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kangaroo_jax.files import whole_directory, write_json
 from kangaroo_jax.model import LlamaConfig, forward, init_params
-from kangaroo_jax.store import EMBEDDED, whole_directory, write_hf, write_json
+from kangaroo_jax.store import EMBEDDED, write_hf
 from train.companion import ahead_sums, build_parser, counted, prepare, run, train
 from train.joey import make_optimizer
 from train.loss import Sums

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from kangaroo_jax.files import write_json
 from kangaroo_jax.model import LlamaConfig, abstract_params
-from kangaroo_jax.store import config_to_hf, write_hf, write_json
+from kangaroo_jax.store import config_to_hf, write_hf
 from train.tokenizer import write_byte_tokenizer
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kangaroo_jax.store.files import first_line, locked
+from kangaroo_jax.files import first_line, locked
 
 _START = b'{"settings": {'
 

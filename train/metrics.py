@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kangaroo_jax.store.files import whole_file
+from kangaroo_jax.files import whole_file
 
 LOG = "log.jsonl"
 SEEN = "seen_tokens"

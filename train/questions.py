@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kangaroo_jax.store.files import whole_file
+from kangaroo_jax.files import whole_file
 from train.passages import FOLLOWING, KINDS, Parsed, Passage
 from train.prompts import end_within_line
 from workshop.held_out import SourceFile, split_sources, standard_library

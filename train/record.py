@@ -18,10 +18,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from kangaroo_jax.files import locked, read_json, write_json
 from kangaroo_jax.model import LlamaConfig
-from kangaroo_jax.store import fingerprint, read_json, write_json
-from kangaroo_jax.store.failures import system_error
-from kangaroo_jax.store.files import locked
+from kangaroo_jax.store import fingerprint, system_error
 from train.best import BEST
 from train.checkpoints import CHECKPOINTS
 from train.corpus import TokenTexts

@@ -22,8 +22,8 @@ from typing import Any, NoReturn
 import kangaroo_jax
 from kangaroo_jax.checks import integer, real
 from kangaroo_jax.engine import Options, Plan, plan
+from kangaroo_jax.files import check_vacant, whole_file
 from kangaroo_jax.store import fingerprint, resolve
-from kangaroo_jax.store.files import check_vacant, whole_file
 from train.conversation import EXPECTED
 from train.journal import Journal, claimed
 from train.loop import Terminated, deferred_stops

@@ -12,9 +12,16 @@ import jax
 from jax.sharding import Mesh
 
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter
-from kangaroo_jax.store import EMBEDDED, load_adapter, load_target, read_config, resolve, target_sharding
-from kangaroo_jax.store.adapters import ADAPTER_CONFIG
-from kangaroo_jax.store.record import check_draft
+from kangaroo_jax.store import (
+    ADAPTER_CONFIG,
+    EMBEDDED,
+    check_draft,
+    load_adapter,
+    load_target,
+    read_config,
+    resolve,
+    target_sharding,
+)
 from kangaroo_jax.text import Tokenizer, load_tokenizer
 from train.batches import Shape
 from train.data import Data, load_data, text_data

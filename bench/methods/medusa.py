@@ -20,8 +20,7 @@ from kangaroo_jax import decode as dec
 from kangaroo_jax.baselines import count_heads, load_medusa, medusa_logits
 from kangaroo_jax.checks import integer
 from kangaroo_jax.model import RMSNorm
-from kangaroo_jax.store import companion
-from kangaroo_jax.store.names import expand
+from kangaroo_jax.store import companion, expand
 
 PAPER = "Cai et al. 2024, arXiv 2401.10774"
 MAKE = "python -m train.medusa --model MODEL"

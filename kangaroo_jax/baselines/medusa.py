@@ -24,6 +24,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from kangaroo_jax.files import read_json, whole_directory, write_json
 from kangaroo_jax.model import LlamaConfig, head_kernel, linear
 from kangaroo_jax.store import (
     as_dtype,
@@ -31,12 +32,9 @@ from kangaroo_jax.store import (
     default_dtype,
     fingerprint,
     flatten,
-    read_json,
     stored_tensors,
     to_device,
     unflatten,
-    whole_directory,
-    write_json,
     write_safetensors,
 )
 

@@ -11,6 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+__all__ = ["main"]
+
 DEFAULT = "kangaroo_jax.cli.write"
 COMMANDS = {
     "chat": "kangaroo_jax.cli.chat",

@@ -27,7 +27,7 @@ import kangaroo_jax
 from kangaroo_jax.cli import options, terminal
 from kangaroo_jax.proof import read_prompts
 from kangaroo_jax.store import check_writable, find_adapter, resolve
-from kangaroo_jax.tuning.search import steps
+from kangaroo_jax.tuning import steps
 
 IN_PLACE = Path()
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from kangaroo_jax.checks import brief
+from kangaroo_jax.files import read_json, whole_directory, write_json
 from kangaroo_jax.model import AdapterConfig, KangarooConfig, LlamaConfig
 from kangaroo_jax.store.checkpoint import Placement, default_dtype, to_device
-from kangaroo_jax.store.files import read_json, whole_directory, write_json
 from kangaroo_jax.store.hf import StoredTensor, as_dtype, read_config, stored_tensors, weight_files, write_safetensors
 from kangaroo_jax.store.mapping import Params, from_flax, leaves, unflatten
 from kangaroo_jax.store.names import expand

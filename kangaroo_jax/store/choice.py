@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 
+from kangaroo_jax.files import read_json, whole_directory, write_json
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
 from kangaroo_jax.store.adapters import ADAPTER_CONFIG, EXPORTED, load_adapter, read_adapter, save_adapter
-from kangaroo_jax.store.files import read_json, whole_directory, write_json
 from kangaroo_jax.store.names import EMBEDDED, embedded
 from kangaroo_jax.store.record import AGAIN, check_draft
 
