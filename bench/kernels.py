@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 import kangaroo_jax
 from bench import machine
-from bench.command import check_writable, exit_status
 from bench.peers import Generate, race
 from bench.questions import JOEY_QUESTIONS, prompt_of, read_questions
 from bench.shapes import random_params
@@ -34,6 +33,8 @@ from kangaroo_jax.engine import Options, Run, plan
 from kangaroo_jax.files import whole_file
 from kangaroo_jax.kernels import instruction_set, pack_adapter, pack_target, why_not
 from kangaroo_jax.tuning import CostTimers
+from workshop.command import check_counts, exit_status
+from workshop.places import check_file
 from workshop.shapes import SHAPES
 
 WAYS = ("xla", "native fp32", "native bf16")
@@ -221,12 +222,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: if something asked for cannot be measured.
     """
-    for name in ("limit", "max_new_tokens", "repeats"):
-        if (value := getattr(args, name)) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    check_counts(args, "limit", "max_new_tokens", "repeats")
     if min(args.rows) < 1:
         raise ValueError(f"--rows has {min(args.rows)}; give numbers from 1 on")
-    check_writable("--json", args.json)
+    check_file("--json", args.json)
     if args.shape:
         params = random_params(args.shape, "float32", SHAPES[args.shape])
     else:

@@ -37,7 +37,6 @@ import jax
 from tqdm import tqdm
 
 import kangaroo_jax
-from bench.command import check_writable, exit_status
 from bench.llama_cpp_peers import KV_TYPES, LlamaCpp, check_gguf, physical_cores
 from bench.peers_report import report, summary
 from bench.questions import prompt_of, read_questions
@@ -45,6 +44,8 @@ from bench.transformers_peers import Transformers, check_torch, their_directory
 from kangaroo_jax.engine import prompt_ids
 from kangaroo_jax.files import whole_file
 from kangaroo_jax.proof import read_prompts
+from workshop.command import check_counts, exit_status
+from workshop.places import check_file
 
 OURS = ("plain", "kangaroo")
 THEIRS = ("transformers", "transformers-lookup", "transformers-early-exit")
@@ -203,10 +204,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: if something asked for cannot be run.
     """
-    for name in ("limit", "max_new_tokens", "repeats", "lookup_tokens", "threads"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-    check_writable("--json", args.json)
+    check_counts(args, "limit", "max_new_tokens", "repeats", "lookup_tokens", "threads")
+    check_file("--json", args.json)
     figures = measure(args)
     print("\n".join(report(figures)))
     if args.json:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import shlex
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 import kangaroo_jax
 from bench.interleave import WARM_UPS
 from bench.methods import METHODS, Ready
 from bench.questions import speaks_chat
+from workshop.provenance import commit, versions, weights_digest
 
 
 def new_record(
@@ -46,9 +44,9 @@ def new_record(
             "model": name,
             "dtype": params.dtype.name,
             "kernels": params.kernels,
-            "weights": digest((params.target, params.adapter)),
+            "weights": weights_digest((params.target, params.adapter), shapes=True),
             "device": jax.local_devices()[0].device_kind,
-            "versions": versions(),
+            "versions": versions(("kangaroo-jax", "jax", "jaxlib")),
             "questions": questions.name,
             "questions_sha256": hashlib.sha256(questions.read_bytes()).hexdigest(),
             "chat": speaks_chat(params),
@@ -83,33 +81,5 @@ def described(model_id: str, ready: Ready) -> dict[str, Any]:
 
 def _own_digest(ready: Ready) -> str:
     """Return a short name of what a method drafts with; adapters of an ablation are not those of the model itself."""
-    return digest((ready.weights, ready.params.adapter if ready.spec.drafter.reads_adapter else None))
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that numbers depend on."""
-    return {name: importlib.metadata.version(name) for name in ("kangaroo-jax", "jax", "jaxlib")}
-
-
-def commit() -> str | None:
-    """Return the commit of the checkout this runs from, "+" behind it if files differ; None outside of one."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):  # No git, or a checkout that it will not read.
-        return None
-
-
-def digest(tree: Any) -> str:
-    """Return a short name of weights, by their shapes and first rows."""
-    found = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        found.update(f"{np.shape(leaf)}".encode())
-        found.update(np.asarray(leaf[:1] if np.ndim(leaf) else leaf).tobytes())
-    return found.hexdigest()[:16]
+    adapter = ready.params.adapter if ready.spec.drafter.reads_adapter else None
+    return weights_digest((ready.weights, adapter), shapes=True)

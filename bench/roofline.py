@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 import kangaroo_jax
 from bench import machine
-from bench.command import check_writable, exit_status
 from bench.methods import count_parameters
 from bench.report_roofline import report
 from bench.shapes import random_params
@@ -35,6 +34,8 @@ from kangaroo_jax.engine import ONE_GRAPH, compile_with
 from kangaroo_jax.files import whole_file
 from kangaroo_jax.model import abstract_params
 from kangaroo_jax.tuning import measure_costs
+from workshop.command import exit_status
+from workshop.places import check_file
 from workshop.shapes import SHAPES
 
 
@@ -151,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings(
         tuple(args.gamma), tuple(args.acceptance), tuple(args.rows), args.tokens, args.repeats, args.megabytes
     )
-    check_writable("--json", args.json)
+    check_file("--json", args.json)
     if args.shape:
         dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
         params = random_params(args.shape, dtype, SHAPES[args.shape], args.exit_layer)

@@ -12,10 +12,9 @@ from typing import Any
 from tqdm import tqdm
 
 import kangaroo_jax
-from bench.answer_file import claimed
 from bench.answers import Answer
 from bench.differences import PLAIN, Answers, difference
-from bench.folder import RESULTS, TABLES, Folder, answer_settings
+from bench.folder import RESULTS, TABLES, WRITING, Folder, answer_settings
 from bench.interleave import WARM_UPS, Protocol
 from bench.methods import METHODS, Ready, chosen
 from bench.metrics import rate, summarise
@@ -26,6 +25,7 @@ from bench.settings import make_all, parse_settings
 from bench.split import measure_parts, time_split
 from bench.tables import tables
 from kangaroo_jax.files import whole_file, write_json
+from workshop.places import claimed
 
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> int:
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
         repeats=args.repeats,
         command=command,
     )
-    with claimed(args.out):
+    with claimed(args.out, WRITING):
         folder = Folder(args.out, record | {"began": now(), "ended": None}, args.force)
         measure(folder, params, methods, questions, args)
         if not folder.record["costs"] and not args.no_split:

@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 
 from convert.card import CARD, Labels, model_card
-from convert.command import ended
 from convert.sources import locate
 from kangaroo_jax.files import check_vacant, read_json, whole_directory, write_json
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
@@ -43,6 +42,7 @@ from kangaroo_jax.store import (
     write_safetensors,
     write_torch,
 )
+from workshop.command import exit_status
 
 FORMATS = {"safetensors": (SINGLE, write_safetensors), "torch": (TORCH_SINGLE, write_torch)}
 
@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "export":
             print(f"to publish it: hf upload OWNER/NAME {shlex.quote(str(out))}")
 
-    return ended("adapter", work, out)
+    return exit_status(work, name="adapter", afterwards="nothing was written", out=out)
 
 
 def _take(args: argparse.Namespace, out: Path) -> KangarooConfig:

@@ -137,6 +137,15 @@ def held_interrupts() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+def unwritable(directory: Path) -> str | None:
+    """Return why nothing can be written in a directory, in the system's words, or None; it is tried, and undone."""
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            return None
+    except OSError as error:
+        return error.strerror or first_line(error)
+
+
 def check_vacant(out: Path, force: bool = False) -> None:
     """Raise ValueError if something is at ``out`` that is not to be replaced."""
     if out.exists() and not force:

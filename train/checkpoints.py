@@ -15,6 +15,7 @@ from kangaroo_jax.store import await_orbax, quiet_orbax, system_error
 
 CHECKPOINTS = "checkpoints"
 """Their folder in that of a run."""
+GOES_ON = "the same command goes on from the last checkpoint"
 
 
 class Checkpoints:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,10 +89,10 @@ def work(argv: Sequence[str]) -> None:
     train(job, next_token_sums(config), params, {}, optimizer, shape, write)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command."""
-    run(work, argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    return run(work, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

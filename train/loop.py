@@ -20,13 +20,10 @@ from tqdm import tqdm
 from train.checkpoints import CHECKPOINTS, Checkpoints
 from train.metrics import Recorder
 from train.step import TrainState, check_skipped, place, place_batch
+from workshop.command import Terminated
 
 _ASK_EVERY = 10
 _SHOWN = ("loss", "acceptance", "top1")
-
-
-class Terminated(Exception):
-    """SIGTERM has come: the step in progress was finished and its state saved."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from kangaroo_jax.model import ADAPTER_KINDS, LlamaConfig
 from kangaroo_jax.store import EMBEDDED
 from train.optimizer import SCHEDULES, adapter_optimizer
 from train.recipe import KIND
+from workshop.command import check_numbers
 
 _SUMMARY = "Train the adapter of a target model; the target stays frozen."
 _DETAILS = "Stopped or killed, the same command goes on from the newest checkpoint. docs/training.md has recipes."
@@ -109,13 +110,15 @@ def make_optimizer(args: argparse.Namespace) -> optax.GradientTransformation:
     )
 
 
-def check_numbers(args: argparse.Namespace) -> None:
+def check_options(args: argparse.Namespace) -> None:
     """Raise ValueError naming the first option whose number makes no sense, what it must be and its value."""
+    if min(args.exit_layer) < 1:
+        raise ValueError(f"--exit-layer is {','.join(map(str, args.exit_layer))}; it must be at least 1")
     devices = jax.device_count()
     sharers = args.shard_target
     groups = max(devices // max(sharers, 1), 1)
-    rules = (
-        ("exit_layer", min(args.exit_layer) >= 1, "at least 1"),
+    check_numbers(
+        args,
         ("gamma", args.gamma >= 1, "at least 1"),
         ("eta", args.eta >= 0, "at least 0"),
         ("steps", args.steps is None or 1 <= args.steps <= INT32, f"from 1 to {INT32}"),
@@ -145,11 +148,6 @@ def check_numbers(args: argparse.Namespace) -> None:
         ("data_rows", args.data_rows is None or args.data_rows >= 1, "at least 1"),
         ("show_mask", args.show_mask >= 0, "at least 0"),
     )
-    for name, holds, expected in rules:
-        if not holds:
-            value = getattr(args, name)
-            shown = ",".join(map(str, value)) if name == "exit_layer" else value
-            raise ValueError(f"--{name.replace('_', '-')} is {shown}; it must be {expected}")
 
 
 def check_data(args: argparse.Namespace) -> None:

@@ -6,27 +6,29 @@ import argparse
 import contextlib
 import errno
 import hashlib
-import importlib.metadata
-import os
-import shlex
 import shutil
-import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from kangaroo_jax.files import locked, read_json, write_json
+from kangaroo_jax.files import read_json, write_json
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import fingerprint, system_error
 from train.best import BEST
 from train.checkpoints import CHECKPOINTS
 from train.corpus import TokenTexts
 from train.metrics import SEEN, read_log
+from workshop.journal import check_same
+from workshop.places import claimed
+from workshop.provenance import weights_digest
 
 _SETTINGS = "settings.json"
+_ANEW = "pass another --out, or delete that folder to start anew"
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "kangaroo-jax")
+"""Those whose versions a record of training has."""
 _PASSING = (
     "tokens",
     "grad_norm",
@@ -68,14 +70,6 @@ def run_settings(args: argparse.Namespace, config: LlamaConfig, target: Any) -> 
     }
 
 
-def weights_digest(tree: Any) -> str:
-    """Return a short name of weights, by their first rows: a fingerprint of a config knows shapes alone."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        digest.update(np.asarray(leaf[:1]).tobytes())
-    return digest.hexdigest()[:16]
-
-
 def source_name(name: str) -> str:
     """Return what a record calls a source of data: its name without the folders, or a hub id."""
     path = Path(name)
@@ -91,7 +85,7 @@ def text_digest(texts: TokenTexts) -> str:
 
 
 @contextlib.contextmanager
-def claimed(workspace: Path, settings: dict[str, Any]) -> Iterator[None]:
+def held(workspace: Path, settings: dict[str, Any]) -> Iterator[None]:
     """Hold a run's workspace while the block trains in it, so that no other run and no other process writes there.
 
     Only the first of several processes writes, and holds it.
@@ -104,9 +98,7 @@ def claimed(workspace: Path, settings: dict[str, Any]) -> Iterator[None]:
         yield
         return
     try:
-        workspace.mkdir(parents=True, exist_ok=True)
-        lock = locked(workspace / ".lock", f"another process trains in {workspace}; wait for it, or pass another --out")
-        with lock:
+        with claimed(workspace, "trains in"):
             _remove_leftovers(workspace)
             _check_same_run(workspace, settings)
             write_json(workspace / _SETTINGS, settings)
@@ -117,15 +109,6 @@ def claimed(workspace: Path, settings: dict[str, Any]) -> Iterator[None]:
         if (reason := system_error(error)) is None:
             raise
         raise OSError(_refusal(workspace, reason)) from error
-
-
-def check_writable(workspace: Path) -> None:
-    """Raise ValueError if a folder can be seen to be one that cannot be written; for a look before long work."""
-    place = workspace.absolute()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(f"{place} is {'not writable' if place.is_dir() else 'a file'}; pass another --out")
 
 
 def _refusal(workspace: Path, reason: OSError) -> str:
@@ -151,13 +134,8 @@ def _check_same_run(workspace: Path, settings: dict[str, Any]) -> None:
     if not _steps(workspace):
         shutil.rmtree(workspace / BEST, ignore_errors=True)  # Of a run that was killed before its first checkpoint.
         return
-    found = read_json(workspace / _SETTINGS, "pass another --out, or delete that folder to start anew")
-    for name, value in settings.items():
-        if found.get(name) != value:
-            raise ValueError(
-                f"{workspace} holds a run with {name} {found.get(name)!r}, not {value!r}; "
-                "pass another --out, or delete that folder to start anew"
-            )
+    found = read_json(workspace / _SETTINGS, _ANEW)
+    check_same(f"{workspace} holds a run", found, settings, settings, _ANEW)
 
 
 def _remove_leftovers(workspace: Path) -> None:
@@ -170,30 +148,3 @@ def figures_at(log: Path, step: int) -> dict[str, float]:
     """Return what is known of a step: the newest training, held-out and decoding figures in the log up to it."""
     newest = {name: [value for at, value in curve if at <= step] for name, curve in read_log(log).items()}
     return {name: values[-1] for name, values in newest.items() if values and name not in _PASSING}
-
-
-def provenance(argv: Sequence[str], module: str = "train.adapter") -> dict[str, Any]:
-    """Return what made an adapter, or what another ``module`` makes, apart from data and options.
-
-    That is command, versions, commit and devices.
-
-    Paths are of one machine: the command has their last parts only.
-    """
-    local = ("/", "~", ".")
-    words = [Path(word).name if word.startswith(local) or Path(word).exists() else word for word in argv]
-    packages = ("jax", "flax", "optax", "orbax-checkpoint", "kangaroo-jax")
-    return {
-        "command": shlex.join(["python", "-m", module, *words]),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "commit": _commit(),
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    }
-
-
-def _commit() -> str | None:
-    """Return the commit of the sources, with a mark if they have been changed since; None outside of a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
-        return None

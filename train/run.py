@@ -26,11 +26,12 @@ from kangaroo_jax.text import Tokenizer, load_tokenizer
 from train.batches import Shape
 from train.data import Data, load_data, text_data
 from train.metrics import require_libraries
-from train.options import check_against_target, check_data, check_numbers
+from train.options import check_against_target, check_data, check_options
 from train.recipe import drafts_of, scheduled, settled
-from train.record import check_writable, run_settings
+from train.record import run_settings
 from train.step import one_copy, target_mesh
 from workshop.held_out import split_sources, standard_library
+from workshop.places import check_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ def prepare(args: argparse.Namespace) -> Run:
     args = scheduled(args, data)
     name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model  # Paths are of one machine.
     run = Run(name, config, target, mesh, tokenizer, drafts, adapters, data, out, args, settings)
-    check_writable(run.workspace)
+    check_folder(run.workspace)
     return run
 
 
@@ -123,7 +124,7 @@ def settle(args: argparse.Namespace, config: LlamaConfig) -> argparse.Namespace:
         ValueError: in one line, if a number makes no sense, or not for this target.
     """
     args = settled(args, config, jax.device_count() // max(args.shard_target, 1))
-    check_numbers(args)
+    check_options(args)
     check_against_target(args, config)
     for draft in drafts_of(args).values():
         check_draft(draft, config, "options")

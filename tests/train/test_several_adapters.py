@@ -116,8 +116,8 @@ def test_one_run_writes_an_adapter_for_every_exit_layer(
     assert [(record["exit_layer"], record["adapter"]) for record in records] == [(2, "own-head")] * 2
     names = {"exit1-linear/compression_rate", "exit2-own-head/ctar_1", "learning_rate"}
     assert names <= set(read_log(model / "adapters-training" / "log.jsonl"))
-    with pytest.raises(SystemExit, match="holds something else than an adapter"):
-        main([*command, "--exit-layer", "2", "--out", str(both)])
+    assert main([*command, "--exit-layer", "2", "--out", str(both)]) == 1
+    assert "holds something else than an adapter" in capsys.readouterr().err
     assert kangaroo_jax.load(model).adapter is None  # Several are nobody's default.
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.journal import Journal, claimed
+from workshop.journal import Journal
 
 SETTINGS = {"gamma": 6, "data": ["a"], "seed": None}
 
@@ -56,12 +56,3 @@ def test_a_damaged_line_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is damaged .*; delete it to start anew") as caught:
         Journal(path, SETTINGS)
     assert "\n" not in str(caught.value)
-
-
-def test_only_one_process_writes_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "journal"
-    with claimed(path), pytest.raises(ValueError, match="another process is writing"), claimed(path):
-        pass
-    with claimed(path):
-        assert path.parent.is_dir()
-    assert list(path.parent.iterdir()) == []
