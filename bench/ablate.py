@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import kangaroo_jax
+from bench.benchmark_record import new_record
 from bench.differences import PLAIN
 from bench.folder import GOES_ON, WRITING, Folder
 from bench.methods import Ready, count_parameters, make
-from bench.metrics import summarise
-from bench.questions import JOEY_QUESTIONS, read_questions, select
-from bench.record import new_record
+from bench.question_set import JOEY_QUESTIONS, read_questions, select
+from bench.result_tables import number
 from bench.run_bench import fitting, measure, now
-from bench.tables import number
+from bench.summary import summarise
 from kangaroo_jax.files import write_json
 from kangaroo_jax.params import with_adapter
 from kangaroo_jax.store import EMBEDDED

@@ -23,7 +23,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.questions import Question
+from bench.question_set import Question
 from kangaroo_jax import Generation
 from kangaroo_jax.files import first_line
 

@@ -19,13 +19,13 @@ import jax
 from tqdm import tqdm
 
 from bench import hlo, thunks
-from bench.programs import WHEELS, Compiled, Lowered, Program, build, h200, lower
+from bench.abstract_programs import WHEELS, Compiled, Lowered, Program, build, h200, lower
 from kangaroo_jax import decode as dec
 from kangaroo_jax.engine import ONE_GRAPH
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import DTYPES, EMBEDDED, read_config, resolve
 from workshop.command import exit_status
-from workshop.shapes import SHAPES
+from workshop.published_shapes import SHAPES
 
 TARGETS: dict[str, dict[str, dict[str, str] | None]] = {
     "cpu": {"as generate": None},

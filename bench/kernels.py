@@ -26,7 +26,7 @@ from tqdm import tqdm
 import kangaroo_jax
 from bench import machine
 from bench.peers import Generate, race
-from bench.questions import JOEY_QUESTIONS, prompt_of, read_questions
+from bench.question_set import JOEY_QUESTIONS, prompt_of, read_questions
 from bench.shapes import random_params
 from bench.traffic import traffic
 from kangaroo_jax.engine import Options, Run, plan
@@ -35,7 +35,7 @@ from kangaroo_jax.kernels import instruction_set, pack_adapter, pack_target, why
 from kangaroo_jax.tuning import CostTimers
 from workshop.command import check_counts, exit_status
 from workshop.places import check_file
-from workshop.shapes import SHAPES
+from workshop.published_shapes import SHAPES
 
 WAYS = ("xla", "native fp32", "native bf16")
 METHODS = ("plain", "kangaroo")

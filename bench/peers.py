@@ -39,7 +39,7 @@ from tqdm import tqdm
 import kangaroo_jax
 from bench.llama_cpp_peers import KV_TYPES, LlamaCpp, check_gguf, physical_cores
 from bench.peers_report import report, summary
-from bench.questions import prompt_of, read_questions
+from bench.question_set import prompt_of, read_questions
 from bench.transformers_peers import Transformers, check_torch, their_directory
 from kangaroo_jax.engine import prompt_ids
 from kangaroo_jax.files import whole_file

@@ -19,9 +19,9 @@ from typing import Any
 from bench import figures
 from bench.ablate import ABLATION
 from bench.folder import IN_IDENTITY, RECORD, check_fields, read_folder, read_record
-from bench.metrics import confidences
+from bench.result_tables import made_by, markdown, number, share, tables, with_interval
 from bench.run_bench import results_of
-from bench.tables import made_by, markdown, number, share, tables, with_interval
+from bench.summary import confidences
 from kangaroo_jax.files import read_json, whole_file
 from workshop.command import exit_status
 

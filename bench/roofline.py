@@ -26,17 +26,17 @@ import kangaroo_jax
 from bench import machine
 from bench.methods import count_parameters
 from bench.report_roofline import report
+from bench.roofline_turns import GRAPHS, Settings, Turns
 from bench.shapes import random_params
 from bench.ties import ROWS, ties
 from bench.traffic import size, traffic
-from bench.turns import GRAPHS, Settings, Turns
 from kangaroo_jax.engine import ONE_GRAPH, compile_with
 from kangaroo_jax.files import whole_file
 from kangaroo_jax.model import abstract_params
 from kangaroo_jax.tuning import measure_costs
 from workshop.command import exit_status
 from workshop.places import check_file
-from workshop.shapes import SHAPES
+from workshop.published_shapes import SHAPES
 
 
 def measure(params: kangaroo_jax.Params, settings: Settings, graphs: Sequence[str] = ("default",)) -> dict[str, Any]:

@@ -13,17 +13,17 @@ from tqdm import tqdm
 
 import kangaroo_jax
 from bench.answers import Answer
+from bench.benchmark_record import new_record
 from bench.differences import PLAIN, Answers, difference
 from bench.folder import RESULTS, TABLES, WRITING, Folder, answer_settings
 from bench.interleave import WARM_UPS, Protocol
 from bench.methods import METHODS, Ready, chosen
-from bench.metrics import rate, summarise
 from bench.prepare import prepare
-from bench.questions import Question, prompt_of, read_questions, select
-from bench.record import new_record
+from bench.question_set import Question, prompt_of, read_questions, select
+from bench.result_tables import tables
 from bench.settings import make_all, parse_settings
 from bench.split import measure_parts, time_split
-from bench.tables import tables
+from bench.summary import rate, summarise
 from kangaroo_jax.files import whole_file, write_json
 from workshop.places import claimed
 
@@ -160,7 +160,7 @@ def split(
 
 
 def results_of(answers: Answers, costs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what ``results.json`` holds: ``bench.metrics.summarise`` with ``seconds`` by part (``bench.split``)."""
+    """Return what ``results.json`` holds: ``bench.summary.summarise`` with ``seconds`` by part (``bench.split``)."""
     results = summarise(answers)
     for task, table in [(None, results["overall"]), *results["tasks"].items()]:
         plain = [answer for answer in answers[PLAIN] if task in (None, answer.task)]

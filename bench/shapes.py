@@ -29,7 +29,7 @@ from kangaroo_jax.model import KangarooConfig, LlamaConfig, abstract_adapter, ab
 from kangaroo_jax.store import TORCH_INDEX, TORCH_SINGLE, config_to_hf, entries, save_adapter, write_torch
 from kangaroo_jax.text import NoTokenizer
 from workshop.command import exit_status
-from workshop.shapes import SHAPES
+from workshop.published_shapes import SHAPES
 
 _DEVIATION = 0.02
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from bench.folder import GOES_ON
 from bench.methods import METHODS
-from bench.questions import JOEY_QUESTIONS
+from bench.question_set import JOEY_QUESTIONS
 from bench.run_bench import run
 from kangaroo_jax.store import EMBEDDED
 from workshop.command import check_counts, exit_status

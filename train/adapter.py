@@ -17,20 +17,20 @@ import jax
 from kangaroo_jax.files import first_line
 from kangaroo_jax.store import read_config, resolve, save_adapter
 from kangaroo_jax.text import load_tokenizer
+from train.adapter_options import build_parser, make_optimizer
 from train.best import MEASURE
 from train.checkpoints import GOES_ON
 from train.data import Data
 from train.evaluation import Decoding, figures_of, held_out_evaluation
-from train.loop import Evaluation, fit
 from train.loss import joint_loss
-from train.metrics import LOG
 from train.optimizer import each_alone, learning_rate
-from train.options import build_parser, make_optimizer
-from train.record import PACKAGES, figures_at, held
+from train.preparation import Run, prepare, read_data, settle
 from train.render import show_mask
 from train.report import draw
-from train.run import Run, prepare, read_data, settle
+from train.run_log import LOG
 from train.step import init_state, make_train_step, place
+from train.training_loop import Evaluation, fit
+from train.workspace import PACKAGES, figures_at, held
 from workshop.command import exit_status
 from workshop.provenance import provenance
 

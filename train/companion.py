@@ -1,4 +1,4 @@
-"""What recipes of other methods' models share: options, target and text, folders, and the run of ``train.loop.fit``.
+"""What recipes of other methods' models share: options, target and text, folders, and the run of ``training_loop.fit``.
 
 ``bench`` compares Kangaroo with methods that need something trained for the target: Medusa's heads, a small draft
 model. Each has a command of its own (``train.medusa``, ``train.draft_model``), and is kept in the home folder.
@@ -21,16 +21,16 @@ from jaxtyping import Array, Bool, Float, Int
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import companion, fingerprint, read_config, resolve
 from kangaroo_jax.text import load_tokenizer
+from train.adapter_options import check_data
 from train.batches import Shape
 from train.checkpoints import GOES_ON
 from train.data import Data
 from train.evaluation import held_out_evaluation
-from train.loop import Evaluation, fit
-from train.metrics import LOG
-from train.options import check_data
-from train.record import PACKAGES, figures_at, held, source_name
-from train.run import read_data
+from train.preparation import read_data
+from train.run_log import LOG
 from train.step import init_state, make_train_step, place
+from train.training_loop import Evaluation, fit
+from train.workspace import PACKAGES, figures_at, held, source_name
 from workshop.command import check_counts, exit_status
 from workshop.places import check_folder
 from workshop.provenance import provenance

@@ -21,8 +21,8 @@ from kangaroo_jax.model import LlamaConfig, forward, init_params
 from train.checkpoints import GOES_ON
 from train.corpus import BOS, EOS, VOCAB_SIZE, sample_windows
 from train.export import export_joey
-from train.loop import Evaluation, fit
 from train.step import init_state, make_eval_step, make_train_step, split_devices
+from train.training_loop import Evaluation, fit
 from workshop.command import exit_status
 from workshop.held_out import SourceFile, split_sources, standard_library
 

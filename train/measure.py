@@ -26,7 +26,7 @@ from train.loss import distillation_loss
 from train.optimizer import adapter_optimizer
 from train.step import init_state, make_train_step, place, place_batch, target_mesh
 from workshop.command import exit_status
-from workshop.shapes import SHAPES as PUBLISHED
+from workshop.published_shapes import SHAPES as PUBLISHED
 
 SHAPES = {"joey": joey_config(), **{name: PUBLISHED[name] for name in ("vicuna-7b", "vicuna-13b", "vicuna-33b")}}
 

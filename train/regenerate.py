@@ -24,14 +24,14 @@ from kangaroo_jax.checks import integer, real
 from kangaroo_jax.engine import Options, Plan, plan
 from kangaroo_jax.files import check_vacant, whole_file
 from kangaroo_jax.store import fingerprint, resolve
+from train.adapter_options import check_data
 from train.conversation import EXPECTED
-from train.loop import deferred_stops
-from train.options import check_data
-from train.record import source_name
 from train.render import find_template
 from train.replies import Totals, Writer
+from train.reply_rows import COMPLETE, Row, beginning, in_their_form, read_rows
 from train.rows import BadRows
-from train.turns import COMPLETE, Row, beginning, in_their_form, read_rows
+from train.training_loop import deferred_stops
+from train.workspace import source_name
 from workshop.command import Terminated, exit_status
 from workshop.held_out import split_sources, standard_library
 from workshop.journal import Journal

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.metrics import LOG, SEEN, read_log, require_libraries
+from train.run_log import LOG, SEEN, read_log, require_libraries
 from workshop.command import exit_status
 
 PANELS = (

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from kangaroo_jax.model import LlamaConfig, abstract_adapter, abstract_params
 from train.measure import compiled_bytes, step_flops
 from workshop.command import check_numbers, exit_status
-from workshop.shapes import SHAPES
+from workshop.published_shapes import SHAPES
 
 # Dense products with 16-bit inputs, in operations a second: NVIDIA's data sheets (SXM). The V100's is for float16 only.
 RATES = {"V100": 125e12, "A100": 312e12, "H100": 989e12}

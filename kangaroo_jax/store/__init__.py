@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kangaroo_jax.model import LlamaConfig
+from kangaroo_jax.store.adapter_record import adapter_record, check_draft, fingerprint
 from kangaroo_jax.store.adapters import (
     ADAPTER_CONFIG,
     EXPORTED,
@@ -68,7 +69,6 @@ from kangaroo_jax.store.mapping import (
 )
 from kangaroo_jax.store.names import ALIASES, EMBEDDED, companion, converted, embedded, expand, home, resolve
 from kangaroo_jax.store.placement import target_sharding
-from kangaroo_jax.store.record import adapter_record, check_draft, fingerprint
 from kangaroo_jax.store.tables import ADAPTER
 from kangaroo_jax.store.torch_file import write_torch
 

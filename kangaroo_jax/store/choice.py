@@ -11,9 +11,9 @@ import jax
 
 from kangaroo_jax.files import read_json, unwritable, whole_directory, write_json
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
+from kangaroo_jax.store.adapter_record import AGAIN, check_draft
 from kangaroo_jax.store.adapters import ADAPTER_CONFIG, EXPORTED, load_adapter, read_adapter, save_adapter
 from kangaroo_jax.store.names import EMBEDDED, embedded
-from kangaroo_jax.store.record import AGAIN, check_draft
 
 TUNING = "tuning"
 """Key of the note in an adapter's record."""

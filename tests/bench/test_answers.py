@@ -13,7 +13,7 @@ import transformers
 import kangaroo_jax
 from bench.answer_file import AnswerFile, answer_path, read_answers
 from bench.answers import Answer, Turn
-from bench.questions import Question, prompt_of
+from bench.question_set import Question, prompt_of
 from kangaroo_jax.store import resolve
 
 QUESTIONS = [

@@ -16,12 +16,12 @@ import jax
 import numpy as np
 import pytest
 
-import train.loop
+import train.training_loop
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter
 from kangaroo_jax.store import load_adapter, save_adapter, write_hf
 from train.adapter import main
-from train.options import build_parser, make_optimizer
-from train.tokenizer import write_byte_tokenizer
+from train.adapter_options import build_parser, make_optimizer
+from train.byte_tokenizer import write_byte_tokenizer
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_stopped_run_resumes_to_the_same_adapter(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     main([*command, "--out", str(model.parent / "whole")])
-    real = train.loop.place_batch
+    real = train.training_loop.place_batch
     calls = []
 
     def stopping(*args: Any) -> Any:
@@ -82,7 +82,7 @@ def test_a_stopped_run_resumes_to_the_same_adapter(
             os.kill(os.getpid(), signal.SIGINT)
         return real(*args)
 
-    monkeypatch.setattr(train.loop, "place_batch", stopping)
+    monkeypatch.setattr(train.training_loop, "place_batch", stopping)
     assert main(command) == 130
     monkeypatch.undo()
     assert not (model / "adapter").exists()

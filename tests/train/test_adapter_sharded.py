@@ -13,7 +13,7 @@ import pytest
 
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import load_adapter, write_hf
-from train.tokenizer import write_byte_tokenizer
+from train.byte_tokenizer import write_byte_tokenizer
 
 PROGRAM = """
 import sys

@@ -18,9 +18,9 @@ from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter
 from kangaroo_jax.store import load_adapter, write_hf
 from train.adapter import main
 from train.best import Best
-from train.metrics import LOG, Recorder, read_log
-from train.record import held
-from train.tokenizer import write_byte_tokenizer
+from train.byte_tokenizer import write_byte_tokenizer
+from train.run_log import LOG, Recorder, read_log
+from train.workspace import held
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from kangaroo_jax.model import AdapterConfig, KangarooConfig, LlamaConfig, init_
 from train.batches import Conversations, Shape
 from train.best import BEST, Best
 from train.decoding import held_out_prompts
-from train.record import held
 from train.render import Sample
+from train.workspace import held
 
 
 def params_of(config: LlamaConfig, seed: int) -> dict:

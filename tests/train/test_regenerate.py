@@ -21,13 +21,13 @@ import jax
 import pytest
 
 import kangaroo_jax
-import train.options
+import train.adapter_options
 import train.regenerate
 from kangaroo_jax.store import write_hf
 from train.batches import Conversations, Shape, Windows
+from train.byte_tokenizer import write_byte_tokenizer
 from train.data import load_data
 from train.regenerate import build_parser, main
-from train.tokenizer import write_byte_tokenizer
 from workshop.held_out import is_held_out
 from workshop.journal import Journal
 
@@ -209,7 +209,7 @@ def test_texts_are_continued_the_same_by_any_way_of_decoding(
 def test_joeys_own_data_are_the_training_files(
     model: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train.options, "EMBEDDED", {str(model): None})
+    monkeypatch.setattr(train.adapter_options, "EMBEDDED", {str(model): None})
     monkeypatch.setattr(train.regenerate, "standard_library", lambda: text_folder)
     out = tmp_path / "out.jsonl"
     numbers = ["--prompt-tokens", "12", "--max-new-tokens", "11", "--batch-size", "2"]

@@ -13,14 +13,14 @@ import pytest
 
 import kangaroo_jax
 from bench import methods
-from bench.methods.medusa import Medusa
+from bench.methods.medusa_drafter import Medusa
 from bench.methods.medusa_tree import Paths, line, published
 from kangaroo_jax import decode as dec
 from kangaroo_jax.baselines import abstract_medusa, init_medusa, medusa_logits, save_medusa
 from kangaroo_jax.model import LlamaConfig, abstract_adapter, embed, run_layers
 from kangaroo_jax.model import line as of_a_line
 from kangaroo_jax.model.layers import RMSNorm
-from workshop.shapes import SHAPES
+from workshop.published_shapes import SHAPES
 
 PROMPTS = [[1, *range(40, 40 + size)] for size in (1, 7, 19)]
 NEW_TOKENS = 24

@@ -14,7 +14,7 @@ import jax
 import kangaroo_jax
 from bench.interleave import WARM_UPS
 from bench.methods import METHODS, Ready
-from bench.questions import speaks_chat
+from bench.question_set import speaks_chat
 from workshop.provenance import commit, versions, weights_digest
 
 

@@ -10,7 +10,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from train import report
-from train.metrics import LOG, Recorder, read_log, require_libraries
+from train.run_log import LOG, Recorder, read_log, require_libraries
 
 
 def events(directory: Path) -> dict[str, list[tuple[int, float]]]:

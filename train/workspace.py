@@ -20,7 +20,7 @@ from kangaroo_jax.store import fingerprint, system_error
 from train.best import BEST
 from train.checkpoints import CHECKPOINTS
 from train.corpus import TokenTexts
-from train.metrics import SEEN, read_log
+from train.run_log import SEEN, read_log
 from workshop.journal import check_same
 from workshop.places import claimed
 from workshop.provenance import weights_digest

@@ -34,7 +34,7 @@ import numpy as np
 
 from bench.answers import Answer, Turn
 from bench.differences import PLAIN, Answers, differences
-from bench.questions import Question, tasks_of
+from bench.question_set import Question, tasks_of
 from kangaroo_jax.proof import is_repetition
 
 RESAMPLES = 10_000

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import kangaroo_jax
-from kangaroo_jax.cli import options, terminal
+from kangaroo_jax.cli import common_options as options
+from kangaroo_jax.cli import terminal
 from kangaroo_jax.kernels import describe
 from kangaroo_jax.proof import Pair, compare, read_prompts, summarise
 

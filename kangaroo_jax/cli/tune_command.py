@@ -24,7 +24,8 @@ import sys
 from pathlib import Path
 
 import kangaroo_jax
-from kangaroo_jax.cli import options, terminal
+from kangaroo_jax.cli import common_options as options
+from kangaroo_jax.cli import terminal
 from kangaroo_jax.proof import read_prompts
 from kangaroo_jax.store import check_writable, find_adapter, resolve
 from kangaroo_jax.tuning import steps

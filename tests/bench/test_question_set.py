@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import kangaroo_jax
-from bench.questions import Question, prompt_of, read_questions, select, speaks_chat, task_of, tasks_of
+from bench.question_set import Question, prompt_of, read_questions, select, speaks_chat, task_of, tasks_of
 from kangaroo_jax.text import chat_ids
 
 GOOD = {"question_id": 7, "category": "qa", "turns": ["What?"], "reference": ["42"]}

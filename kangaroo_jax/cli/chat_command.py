@@ -22,7 +22,8 @@ import sys
 from pathlib import Path
 
 import kangaroo_jax
-from kangaroo_jax.cli import lines, options, terminal
+from kangaroo_jax.cli import common_options as options
+from kangaroo_jax.cli import lines, terminal
 from kangaroo_jax.store import home
 
 COMMANDS = {

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import kangaroo_jax
-from kangaroo_jax.cli import chat as command
+from kangaroo_jax.cli import chat_command as command
 from kangaroo_jax.engine.run import Run
 
 Outcome = tuple[int, str, str]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kangaroo_jax.cli import options
+from kangaroo_jax.cli import common_options as options
 
 
 def test_the_exit_layer_reaches_the_adapter(tiny_model: Path) -> None:

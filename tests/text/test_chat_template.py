@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kangaroo_jax.text import Tokenizer, chat_ids, load_tokenizer
-from kangaroo_jax.text.chat import VICUNA_TEMPLATE
-from train.tokenizer import write_byte_tokenizer
+from kangaroo_jax.text.chat_template import VICUNA_TEMPLATE
+from train.byte_tokenizer import write_byte_tokenizer
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

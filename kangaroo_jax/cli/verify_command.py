@@ -18,7 +18,8 @@ import argparse
 import json
 from pathlib import Path
 
-from kangaroo_jax.cli import options, terminal
+from kangaroo_jax.cli import common_options as options
+from kangaroo_jax.cli import terminal
 from kangaroo_jax.proof import read_prompts, verify_lossless
 
 

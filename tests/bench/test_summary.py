@@ -8,8 +8,8 @@ import pytest
 
 from bench.answers import Answer, Turn
 from bench.differences import differences
-from bench.metrics import bootstrap_interval, confidences, figures, summarise
 from bench.split import time_split
+from bench.summary import bootstrap_interval, confidences, figures, summarise
 
 FRESH = tuple(range(20))
 REPEATING = (1, 2) * 10

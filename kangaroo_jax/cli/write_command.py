@@ -19,7 +19,8 @@ import json
 import sys
 
 import kangaroo_jax
-from kangaroo_jax.cli import compare, options, terminal
+from kangaroo_jax.cli import common_options as options
+from kangaroo_jax.cli import comparison, terminal
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_model(parser)
     options.add_decoding(parser)
     options.add_writing(parser)
-    compare.add_options(parser)
+    comparison.add_options(parser)
     add("--json", action="store_true", help="print one JSON object instead of text")
     return parser
 
@@ -43,12 +44,12 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.prompt is None and not args.compare:
         raise ValueError('no prompt; try: python -m kangaroo_jax "def fibonacci(n):"  (or --compare, or --help)')
-    compare.check(args)
+    comparison.check(args)
     if args.compare:
         options.refuse_writing(args, "--compare measures greedy texts of one length")
     params = options.load(args)
     if args.compare:
-        return compare.run(params, args)
+        return comparison.run(params, args)
     arguments = options.writing(args)
     if args.json:
         result = kangaroo_jax.generate(params, args.prompt, **arguments)

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kangaroo_jax.text import Tokenizer, load_tokenizer
+from train.byte_tokenizer import write_byte_tokenizer
 from train.conversation import Messages
-from train.tokenizer import write_byte_tokenizer
-from train.turns import COMPLETE, CUT, EMPTY, Pool, Reply, Row, beginning, in_their_form, read_rows
+from train.reply_rows import COMPLETE, CUT, EMPTY, Pool, Reply, Row, beginning, in_their_form, read_rows
 
 
 def reply(text: str, *, cut: bool = False) -> Reply:

@@ -12,7 +12,7 @@ import pytest
 
 import kangaroo_jax
 from bench import methods
-from bench.methods.draft_model import SmallModel
+from bench.methods.small_model import SmallModel
 from kangaroo_jax import decode as dec
 from kangaroo_jax.model import LlamaConfig, embed, init_params, line, run_layers
 from kangaroo_jax.store import write_hf

@@ -11,7 +11,7 @@ import pytest
 
 import kangaroo_jax
 from kangaroo_jax import generate
-from kangaroo_jax.cli import compare as command
+from kangaroo_jax.cli import comparison as command
 from kangaroo_jax.proof.compare import Pair
 
 PROMPT = "def f(x):"

@@ -11,7 +11,7 @@ import pytest
 
 import kangaroo_jax
 from kangaroo_jax import generate
-from kangaroo_jax.cli.write import build_parser
+from kangaroo_jax.cli.write_command import build_parser
 
 PROMPT = "def f(x):"
 

@@ -23,13 +23,13 @@ from kangaroo_jax.store import (
     target_sharding,
 )
 from kangaroo_jax.text import Tokenizer, load_tokenizer
+from train.adapter_options import check_against_target, check_data, check_options
 from train.batches import Shape
 from train.data import Data, load_data, text_data
-from train.metrics import require_libraries
-from train.options import check_against_target, check_data, check_options
 from train.recipe import drafts_of, scheduled, settled
-from train.record import run_settings
+from train.run_log import require_libraries
 from train.step import one_copy, target_mesh
+from train.workspace import run_settings
 from workshop.held_out import split_sources, standard_library
 from workshop.places import check_folder
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from train.checkpoints import CHECKPOINTS, Checkpoints
-from train.metrics import Recorder
+from train.run_log import Recorder
 from train.step import TrainState, check_skipped, place, place_batch
 from workshop.command import Terminated
 

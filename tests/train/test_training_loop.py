@@ -19,9 +19,9 @@ import numpy as np
 import optax
 import pytest
 
-from train.loop import Evaluation, Terminated, fit
-from train.metrics import read_log
+from train.run_log import read_log
 from train.step import TrainState, init_state, make_train_step, place, split_devices
+from train.training_loop import Evaluation, Terminated, fit
 
 
 def loss(params: Any, frozen: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -107,7 +107,7 @@ import sys
 from pathlib import Path
 import jax, numpy as np
 sys.path.insert(0, str(Path(sys.argv[1])))
-import test_train_loop as here
+import test_training_loop as here
 state = here.run(Path(sys.argv[2]), int(sys.argv[3]), save_every=3, log_every=1)
 np.save(Path(sys.argv[2]) / "w.npy", np.asarray(state.params["w"]))
 """
@@ -161,7 +161,7 @@ import jax, numpy as np
 sys.path.insert(0, sys.argv[1])
 index, steps = int(sys.argv[3]), int(sys.argv[4])
 jax.distributed.initialize(sys.argv[5], 2, index)
-import test_train_loop as here
+import test_training_loop as here
 
 def share(first):
     for batch in here.batches(first):

@@ -12,7 +12,7 @@ import pytest
 
 import kangaroo_jax
 from kangaroo_jax import Generation
-from kangaroo_jax.cli import verify
+from kangaroo_jax.cli import verify_command as verify
 from kangaroo_jax.proof import lossless
 from kangaroo_jax.proof.compare import read_prompts
 
