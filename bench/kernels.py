@@ -11,7 +11,6 @@ where they are not bf16 already, and all three run the rounded ones.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Iterator, Mapping
@@ -30,11 +29,10 @@ from bench.question_set import JOEY_QUESTIONS, prompt_of, read_questions
 from bench.shapes import random_params
 from bench.traffic import traffic
 from kangaroo_jax.engine import Options, Run, plan
-from kangaroo_jax.files import whole_file
 from kangaroo_jax.kernels import instruction_set, pack_adapter, pack_target, why_not
 from kangaroo_jax.tuning import CostTimers
 from workshop.command import check_counts, exit_status
-from workshop.places import check_file
+from workshop.places import check_file, write_figures
 from workshop.published_shapes import SHAPES
 
 WAYS = ("xla", "native fp32", "native bf16")
@@ -234,9 +232,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"{args.model} has no adapter; name one: --adapter DIR")
     figures = measure(params, args)
     print("\n".join(report(figures)))
-    if args.json:
-        with whole_file(args.json) as staged:
-            staged.write_text(json.dumps(figures, indent=1) + "\n")
+    write_figures(args.json, figures)
     return 0
 
 

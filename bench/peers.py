@@ -26,7 +26,6 @@ Without torch, llama.cpp alone is compared with.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,10 +41,9 @@ from bench.peers_report import report, summary
 from bench.question_set import prompt_of, read_questions
 from bench.transformers_peers import Transformers, check_torch, their_directory
 from kangaroo_jax.engine import prompt_ids
-from kangaroo_jax.files import whole_file
 from kangaroo_jax.proof import read_prompts
 from workshop.command import check_counts, exit_status
-from workshop.places import check_file
+from workshop.places import check_file, write_figures
 
 OURS = ("plain", "kangaroo")
 THEIRS = ("transformers", "transformers-lookup", "transformers-early-exit")
@@ -208,9 +206,7 @@ def run(args: argparse.Namespace) -> int:
     check_file("--json", args.json)
     figures = measure(args)
     print("\n".join(report(figures)))
-    if args.json:
-        with whole_file(args.json) as staged:
-            staged.write_text(json.dumps(figures) + "\n")
+    write_figures(args.json, figures)
     return 0
 
 

@@ -13,7 +13,6 @@ step, s a shallow pass, v a verification, all in plain steps.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,11 +30,10 @@ from bench.shapes import random_params
 from bench.ties import ROWS, ties
 from bench.traffic import size, traffic
 from kangaroo_jax.engine import ONE_GRAPH, compile_with
-from kangaroo_jax.files import whole_file
 from kangaroo_jax.model import abstract_params
 from kangaroo_jax.tuning import measure_costs
 from workshop.command import exit_status
-from workshop.places import check_file
+from workshop.places import check_file, write_figures
 from workshop.published_shapes import SHAPES
 
 
@@ -160,9 +158,7 @@ def run(args: argparse.Namespace) -> int:
         params = kangaroo_jax.load(args.model, dtype=args.dtype, exit_layer=args.exit_layer)
     figures = measure(params, settings, [name for name in GRAPHS if args.graph in (name, "both")])
     print("\n".join(report(figures)))
-    if args.json:
-        with whole_file(args.json) as staged:
-            staged.write_text(json.dumps(figures, indent=1) + "\n")
+    write_figures(args.json, figures)
     return 0
 
 

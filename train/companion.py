@@ -30,7 +30,7 @@ from train.preparation import read_data
 from train.run_log import LOG
 from train.step import init_state, make_train_step, place
 from train.training_loop import Evaluation, fit
-from train.workspace import PACKAGES, figures_at, held, source_name
+from train.workspace import PACKAGES, figures_at, held, source_name, workspace_of
 from workshop.command import check_counts, exit_status
 from workshop.places import check_folder
 from workshop.provenance import provenance
@@ -58,8 +58,8 @@ class Job:
 
     @property
     def workspace(self) -> Path:
-        """Folder of checkpoints and log, beside the result, which is replaced as a whole."""
-        return self.out.with_name(self.out.name + "-training")
+        """Folder of checkpoints and log."""
+        return workspace_of(self.out)
 
 
 def build_parser(module: str, about: str, what: str, **defaults: Any) -> argparse.ArgumentParser:

@@ -29,7 +29,7 @@ from train.data import Data, load_data, text_data
 from train.recipe import drafts_of, scheduled, settled
 from train.run_log import require_libraries
 from train.step import one_copy, target_mesh
-from train.workspace import run_settings
+from train.workspace import run_settings, workspace_of
 from workshop.held_out import split_sources, standard_library
 from workshop.places import check_folder
 
@@ -66,9 +66,8 @@ class Run:
 
     @property
     def workspace(self) -> Path:
-        """Folder of checkpoints, log and settings: beside the adapter, which is replaced as a whole."""
-        path = self.out.absolute()
-        return path.with_name(path.name + "-training")
+        """Folder of checkpoints, log and settings."""
+        return workspace_of(self.out)
 
 
 def prepare(args: argparse.Namespace) -> Run:

@@ -39,6 +39,12 @@ _PASSING = (
 )  # Of a step, not of the adapter.
 
 
+def workspace_of(out: Path) -> Path:
+    """Return the folder of checkpoints, log and settings: beside the result, which is replaced as a whole."""
+    path = out.absolute()
+    return path.with_name(f"{path.name}-training")
+
+
 def run_settings(args: argparse.Namespace, config: LlamaConfig, target: Any) -> dict[str, Any]:
     """Return what decides the course of a run: target, text and options; more steps may be asked for later."""
     names = (

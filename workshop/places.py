@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from kangaroo_jax.files import locked, unwritable
+from kangaroo_jax.files import locked, unwritable, whole_file
 
 
 def check_file(option: str, path: Path | None) -> None:
@@ -24,6 +26,13 @@ def check_file(option: str, path: Path | None) -> None:
         raise ValueError(f"{option} is {path}, and there is no directory {path.parent}: make it first")
     if reason := unwritable(path.parent):
         raise ValueError(f"{option} is {path}, and {path.parent} cannot be written ({reason}): choose another")
+
+
+def write_figures(path: Path | None, figures: Any) -> None:
+    """Write figures as JSON, whole or not at all, where ``check_file`` has found that it can be done."""
+    if path is not None:
+        with whole_file(path) as staged:
+            staged.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def check_folder(folder: Path) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import io
 import json
 import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -22,6 +21,8 @@ from train.byte_tokenizer import write_byte_tokenizer
 from train.run_log import LOG, Recorder, read_log
 from train.workspace import held
 
+Refusal = Callable[..., str]
+
 
 @pytest.fixture
 def command(tmp_path: Path, text_folder: Path, tiny_config: LlamaConfig, tiny_params: dict) -> list[str]:
@@ -33,25 +34,16 @@ def command(tmp_path: Path, text_folder: Path, tiny_config: LlamaConfig, tiny_pa
     return ["--model", str(model), "--data", str(text_folder), *numbers.split(), "--save-every", "2", "--keep", "3"]
 
 
-def refusal(argv: list[str]) -> str:
-    """Return the one line that a refused command prints."""
-    with contextlib.redirect_stderr(io.StringIO()) as said:
-        assert main(argv) == 1
-    (message,) = [line for line in said.getvalue().splitlines() if line.startswith("error: ")]
-    assert said.getvalue().endswith(f"{message}\n") and "Traceback" not in said.getvalue()
-    return message
-
-
-def test_destinations_that_cannot_be_written_are_refused(command: list[str], tmp_path: Path) -> None:
+def test_destinations_that_cannot_be_written_are_refused(refusal: Refusal, command: list[str], tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    assert f"{file} is a file; pass another --out" in refusal([*command, "--out", str(file / "below" / "out")])
-    assert "is a file; pass a folder" in refusal([*command, "--out", str(file)])
+    assert f"{file} is a file; pass another --out" in refusal(main, [*command, "--out", str(file / "below" / "out")])
+    assert "is a file; pass a folder" in refusal(main, [*command, "--out", str(file)])
     # The system lets nobody write there, and says so only when asked to.
-    assert "/proc is not writable; pass another --out" in refusal([*command, "--out", "/proc/nowhere"])
+    assert "/proc is not writable; pass another --out" in refusal(main, [*command, "--out", "/proc/nowhere"])
     occupied = tmp_path / "occupied-training"
     occupied.write_text("")
-    assert f"{occupied} is a file" in refusal([*command, "--out", str(tmp_path / "occupied")])
+    assert f"{occupied} is a file" in refusal(main, [*command, "--out", str(tmp_path / "occupied")])
 
 
 def test_a_workspace_is_of_one_process_at_a_time(tmp_path: Path) -> None:
@@ -132,7 +124,7 @@ def test_a_garbled_log_loses_only_its_garbled_lines(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_a_damaged_newest_checkpoint_is_named_and_an_earlier_one_serves(
-    command: list[str], tmp_path: Path, tiny_config: LlamaConfig, capfd: pytest.CaptureFixture[str]
+    refusal: Refusal, command: list[str], tmp_path: Path, tiny_config: LlamaConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     main([*command, "--out", str(out)])
@@ -142,7 +134,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_an_earlier_one_serves(
     os.truncate(data, data.stat().st_size // 2)
     (tmp_path / "out-training" / LOG).open("a").write('{"step": 7, "lo')
     capfd.readouterr()
-    message = refusal([*command, "--out", str(out)])
+    message = refusal(main, [*command, "--out", str(out)])
     assert message.startswith(f"error: {newest} cannot be read (") and message.endswith("go on from an earlier one")
     assert "Traceback" not in capfd.readouterr().err
     newest.rename(tmp_path / "damaged")
@@ -177,7 +169,9 @@ def test_a_best_adapter_of_a_killed_run_is_replaced_whole(tmp_path: Path, tiny_c
         ("turns.jsonl", '{"conversations": []}\n' * 3, "no usable row in --data"),
     ],
 )
-def test_data_of_no_use_is_refused(name: str, content: str, message: str, command: list[str], tmp_path: Path) -> None:
+def test_data_of_no_use_is_refused(
+    refusal: Refusal, name: str, content: str, message: str, command: list[str], tmp_path: Path
+) -> None:
     (tmp_path / name).write_text(content)
-    assert message in refusal([*command, "--data", str(tmp_path / name)])
+    assert message in refusal(main, [*command, "--data", str(tmp_path / name)])
     assert not (tmp_path / "tiny" / "adapter-training").exists()
