@@ -18,18 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import kangaroo_jax
-from bench.answer_file import claimed
-from bench.command import exit_status
+from bench.benchmark_record import new_record
 from bench.differences import PLAIN
-from bench.folder import Folder
+from bench.folder import GOES_ON, WRITING, Folder
 from bench.methods import Ready, count_parameters, make
-from bench.metrics import summarise
-from bench.questions import JOEY_QUESTIONS, read_questions, select
-from bench.record import new_record
+from bench.question_set import JOEY_QUESTIONS, read_questions, select
+from bench.result_tables import number
 from bench.run_bench import fitting, measure, now
-from bench.tables import number
+from bench.summary import summarise
+from kangaroo_jax.files import write_json
 from kangaroo_jax.params import with_adapter
-from kangaroo_jax.store import EMBEDDED, write_json
+from kangaroo_jax.store import EMBEDDED
+from workshop.command import exit_status
+from workshop.places import claimed
 
 ABLATION = "ablation.json"
 KINDS = ("grid", "adapters")
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     questions = fitting(params, questions, False)
     groups = dict(variants(params, args))
     rows, status, records = [], 0, []
-    with claimed(args.out):
+    with claimed(args.out, WRITING):
         for place, (name, readies) in enumerate(groups.items(), 1):
             print(f"{name} ({place} of {len(groups)})", file=sys.stderr)
             record = new_record(
@@ -199,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure; the exit status: 0, 1 if float32 ids differed, 2 on bad input, 130 if interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
-    return exit_status(lambda: run(checked(args), words), resumes=True)
+    return exit_status(lambda: run(checked(args), words), afterwards=GOES_ON)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.answers import Answer
-from kangaroo_jax.store.files import locked, whole_file
+from kangaroo_jax.files import whole_file
+from workshop.journal import append_line, check_same, drop_cut_line, whole_lines
 
 
 class AnswerFile:
@@ -35,14 +34,10 @@ class AnswerFile:
         self.answers = read_answers(path) if path.exists() else []
         self._settings = json.loads(json.dumps(settings))  # As they are read back: lists for tuples.
         for answer in self.answers:
-            for name in dict.fromkeys((*self._settings, *answer.settings)):
-                found, wanted = answer.settings.get(name), self._settings.get(name)
-                if found != wanted:
-                    raise ValueError(
-                        f"{path} holds answers with {name} {found!r}, not {wanted!r}; pass another --out, or delete it"
-                    )
-        if path.exists():
-            os.truncate(path, _whole(path.read_bytes()))
+            names = dict.fromkeys((*self._settings, *answer.settings))
+            fix = "pass another --out, or delete it"
+            check_same(f"{path} holds answers", answer.settings, self._settings, names, fix)
+        drop_cut_line(path)
         path.parent.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -60,11 +55,7 @@ class AnswerFile:
             raise ValueError(f"{self.path} has an answer to question {answer.question_id}; leave it out")
         if json.loads(json.dumps(dict(answer.settings))) != self._settings:
             raise ValueError(f"the answer has settings {dict(answer.settings)}, not those of {self.path}")
-        line = answer.to_json().encode() + b"\n"
-        with self.path.open("ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, answer.to_json())
         self.answers.append(answer)
 
     def keep(self, questions: Collection[int]) -> None:
@@ -93,11 +84,11 @@ def read_answers(path: Path) -> list[Answer]:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"cannot read answers from {path}: {error.strerror}; run the benchmark first") from None
-    whole = _whole(content)
-    if content[whole : whole + 1] not in (b"", b"{"):  # The line that a kill has cut begins as every other one.
+    lines, cut = whole_lines(content)
+    if cut[:1] not in (b"", b"{"):  # The line that a kill has cut begins as every other one.
         raise ValueError(f"{path} ends in something that is no answer; pass another --out, or delete it")
     answers = []
-    for number, line in enumerate(content[:whole].split(b"\n")[:-1], 1):
+    for number, line in enumerate(lines, 1):
         try:
             answers.append(Answer.from_json(line))
         except ValueError as error:
@@ -111,21 +102,3 @@ def answer_path(folder: Path, bench: str, model_id: str, run: int, temperature: 
     ``folder/spec_bench/model_answer_temp0_run_1/vicuna-7b-kangaroo.jsonl``
     """
     return folder / bench / f"model_answer_temp{temperature:g}_run_{run}" / f"{model_id}.jsonl"
-
-
-@contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing answers below a folder while the block runs.
-
-    Raises:
-        ValueError: if another one does.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / ".lock"
-    with locked(lock, f"another process writes answers in {folder}; wait for it, or pass another --out"):
-        yield
-
-
-def _whole(content: bytes) -> int:
-    """Return how many bytes of a file are whole lines."""
-    return content.rfind(b"\n") + 1

@@ -23,9 +23,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.questions import Question
+from bench.question_set import Question
 from kangaroo_jax import Generation
-from kangaroo_jax.store.files import first_line
+from kangaroo_jax.files import first_line
 
 EXTRA = "kangaroo_jax"
 _CHOICE = ("text", "text_tokens", "wall_time", "accept_lengths")

@@ -16,9 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from kangaroo_jax import Params
-from kangaroo_jax.store import companion, read_config, read_json, resolve, whole_directory, write_json
-from kangaroo_jax.store.files import first_line
+from kangaroo_jax.files import first_line, read_json, whole_directory, write_json
+from kangaroo_jax.store import companion, read_config, resolve
 from kangaroo_jax.text import Tokenizer, load_tokenizer
+from workshop.command import exit_status
 from workshop.held_out import cut_at_lines, split_sources, standard_library
 
 COMMAND = "python -m bench.datastore --model MODEL"
@@ -137,8 +138,8 @@ def _probe(tokenizer: Tokenizer) -> list[int]:
     return tokenizer.encode(_PROBE)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Make the datastore and return the exit status."""
+def run(args: argparse.Namespace) -> None:
+    """Make the datastore that the options describe."""
     directory, folder = resolve(args.model), companion(args.model, "rest")
     if folder.exists() and not args.force:
         raise ValueError(f"{folder} exists; replace it with --force")
@@ -147,7 +148,6 @@ def run(args: argparse.Namespace) -> int:
     tokens = make_datastore(folder, texts, load_tokenizer(directory), vocab_size, data, args.force)
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{tokens:,} tokens of {len(texts):,} texts ({data}), {size / 2**20:.1f} MiB, in {folder}")
-    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -163,14 +163,8 @@ def main(argv: list[str] | None = None) -> int:
         "--data", type=Path, nargs="+", default=[], metavar="PATH", help="text files, and folders of .py .txt .md files"
     )
     parser.add_argument("--force", action="store_true", help="replace the datastore that is there")
-    try:
-        return run(parser.parse_args(argv))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing was changed", file=sys.stderr)
-        return 130
+    args = parser.parse_args(argv)
+    return exit_status(lambda: run(args), afterwards="nothing was changed")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.tables import number
+from bench.result_tables import number
 
 Results = Mapping[str, Any]
-"""What ``results.json`` holds (``bench.metrics``)."""
+"""What ``results.json`` holds (``bench.summary``)."""
 
 _WIDTH, _HEIGHT = 3.6, 2.7
 _LONGEST = 10  # Positions of a draft that a curve shows.

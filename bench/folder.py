@@ -21,10 +21,13 @@ from typing import Any
 
 from bench.answer_file import AnswerFile, answer_path, read_answers
 from bench.answers import Answer
-from kangaroo_jax.store import read_json, write_json
-from kangaroo_jax.store.files import held_interrupts
+from kangaroo_jax.files import held_interrupts, read_json, write_json
 
 BENCH = "spec_bench"
+GOES_ON = "the same command goes on from here"
+WRITING = "writes answers in"
+"""What a process does that claims a folder (``workshop.places.claimed``)."""
+
 RECORD, RESULTS, TABLES = "record.json", "results.json", "results.md"
 _FIX = "pass another --out, or begin anew with --force"
 _AGAIN = "run python -m bench.spec_bench"
@@ -36,7 +39,7 @@ _IN_METHOD = ("model_id", "about", "source", "settings", "rows", "added_paramete
 
 
 class Folder:
-    """A folder to write answers into; only for one process at a time (``bench.answer_file.claimed``).
+    """A folder to write answers into; only for one process at a time (``WRITING``).
 
     Attributes:
         path: the folder.

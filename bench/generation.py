@@ -21,6 +21,7 @@ from tqdm import tqdm
 import kangaroo_jax
 from kangaroo_jax.proof import read_prompts
 from kangaroo_jax.store import resolve
+from workshop.command import exit_status
 
 TOKENS = 128
 Call = Callable[[], Any]
@@ -139,8 +140,8 @@ def start(params: kangaroo_jax.Params, repeats: int) -> Iterable[str]:
 PARTS = {"batch": batch, "stream": stream, "sampling": sampling, "chat": chat, "start": start}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure and print, part by part."""
+def main(argv: list[str] | None = None) -> int:
+    """Measure and print, part by part; the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.generation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -152,11 +153,15 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--repeats must be at least 1")
     if unknown := set(args.part) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
-    params = kangaroo_jax.load(args.model, dtype="float32")
-    for name in tqdm(args.part or PARTS, disable=not sys.stderr.isatty()):
-        for line in PARTS[name](params, args.repeats):
-            tqdm.write(line)
+
+    def work() -> None:
+        params = kangaroo_jax.load(args.model, dtype="float32")
+        for name in tqdm(args.part or PARTS, disable=not sys.stderr.isatty()):
+            for line in PARTS[name](params, args.repeats):
+                tqdm.write(line)
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

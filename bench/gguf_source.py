@@ -16,11 +16,10 @@ import struct
 import sys
 from pathlib import Path
 
-from bench.command import exit_status
-from kangaroo_jax.store import read_config, resolve, whole_directory
-from kangaroo_jax.store.files import check_vacant
-from kangaroo_jax.store.hf import INDEX, TORCH_INDEX, weight_files
+from kangaroo_jax.files import check_vacant, whole_directory
+from kangaroo_jax.store import INDEX, TORCH_INDEX, read_config, resolve, weight_files
 from kangaroo_jax.text import load_tokenizer
+from workshop.command import exit_status
 
 _SPECIAL = ("<unk>", "<s>", "</s>")
 PIECES = (*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)))
@@ -90,10 +89,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="directory to write; it must not exist")
     args = parser.parse_args(argv)
 
-    def write() -> int:
+    def write() -> None:
         check_vacant(args.out)
         write_source(resolve(args.model), args.out)
-        return 0
 
     return exit_status(write)
 

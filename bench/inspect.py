@@ -19,12 +19,13 @@ import jax
 from tqdm import tqdm
 
 from bench import hlo, thunks
-from bench.programs import WHEELS, Compiled, Lowered, Program, build, h200, lower
+from bench.abstract_programs import WHEELS, Compiled, Lowered, Program, build, h200, lower
 from kangaroo_jax import decode as dec
 from kangaroo_jax.engine import ONE_GRAPH
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import DTYPES, EMBEDDED, read_config, resolve
-from workshop.shapes import SHAPES
+from workshop.command import exit_status
+from workshop.published_shapes import SHAPES
 
 TARGETS: dict[str, dict[str, dict[str, str] | None]] = {
     "cpu": {"as generate": None},
@@ -153,6 +154,38 @@ def details(one: Report, tree: bool, kernels: bool) -> Iterator[str]:
         yield from (f"\n{title}", *thunks.outline(one.tree, kernels, "  "))
 
 
+def run(args: argparse.Namespace) -> None:
+    """Compile, look and print.
+
+    Raises:
+        ValueError: if something asked for cannot be compiled here.
+    """
+    shape, dtype = args.shape or DEFAULTS[args.target][0], args.dtype or DEFAULTS[args.target][1]
+    config = SHAPES[shape] if shape in SHAPES else read_config(resolve(shape))
+    if args.layers is not None:
+        config = dataclasses.replace(config, num_hidden_layers=args.layers)
+    programs: Sequence[str] = args.program or PROGRAMS
+    found = inspect(
+        args.target,
+        config,
+        dtype,
+        exit_layer=args.exit_layer,
+        gamma=args.gamma,
+        slots=args.slots,
+        programs=programs,
+        wheels=args.wheels,
+    )
+    total = len(programs) * len(TARGETS[args.target])
+    reports = list(tqdm(found, total=total, desc="compiling", disable=not sys.stderr.isatty()))
+    print(
+        f"{shape} for {args.target}, {dtype}, {config.num_hidden_layers} layers, exit layer {args.exit_layer}, gamma "
+        f"{args.gamma}, {args.slots} slots, one sequence; jax {jax.__version__}\n"
+    )
+    print(
+        "\n".join([*table(reports), "", *(line for one in reports for line in details(one, args.tree, args.kernels))])
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Compile, print, and return the exit status."""
     parser = argparse.ArgumentParser(
@@ -175,35 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")  # The plugin for the H200 is only a compiler here.
     jax.config.update("jax_enable_compilation_cache", False)  # A program from a cache would show no thunks.
-    shape, dtype = args.shape or DEFAULTS[args.target][0], args.dtype or DEFAULTS[args.target][1]
-    try:
-        config = SHAPES[shape] if shape in SHAPES else read_config(resolve(shape))
-        if args.layers is not None:
-            config = dataclasses.replace(config, num_hidden_layers=args.layers)
-        programs: Sequence[str] = args.program or PROGRAMS
-        found = inspect(
-            args.target,
-            config,
-            dtype,
-            exit_layer=args.exit_layer,
-            gamma=args.gamma,
-            slots=args.slots,
-            programs=programs,
-            wheels=args.wheels,
-        )
-        total = len(programs) * len(TARGETS[args.target])
-        reports = list(tqdm(found, total=total, desc="compiling", disable=not sys.stderr.isatty()))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(
-        f"{shape} for {args.target}, {dtype}, {config.num_hidden_layers} layers, exit layer {args.exit_layer}, gamma "
-        f"{args.gamma}, {args.slots} slots, one sequence; jax {jax.__version__}\n"
-    )
-    print(
-        "\n".join([*table(reports), "", *(line for one in reports for line in details(one, args.tree, args.kernels))])
-    )
-    return 0
+    return exit_status(lambda: run(args))
 
 
 if __name__ == "__main__":

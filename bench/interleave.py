@@ -9,7 +9,7 @@ from typing import Any
 import kangaroo_jax
 from bench.answers import Answer, Turn
 from bench.methods import Ready
-from bench.questions import Question, prompt_of
+from bench.question_set import Question, prompt_of
 
 WARM_UPS = 3
 

@@ -11,7 +11,6 @@ where they are not bf16 already, and all three run the rounded ones.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,16 +24,16 @@ from tqdm import tqdm
 
 import kangaroo_jax
 from bench import machine
-from bench.command import check_writable, exit_status
 from bench.peers import Generate, race
-from bench.questions import JOEY_QUESTIONS, prompt_of, read_questions
+from bench.question_set import JOEY_QUESTIONS, prompt_of, read_questions
 from bench.shapes import random_params
 from bench.traffic import traffic
 from kangaroo_jax.engine import Options, Run, plan
 from kangaroo_jax.kernels import instruction_set, pack_adapter, pack_target, why_not
-from kangaroo_jax.store.files import whole_file
 from kangaroo_jax.tuning import CostTimers
-from workshop.shapes import SHAPES
+from workshop.command import check_counts, exit_status
+from workshop.places import check_file, write_figures
+from workshop.published_shapes import SHAPES
 
 WAYS = ("xla", "native fp32", "native bf16")
 METHODS = ("plain", "kangaroo")
@@ -221,12 +220,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: if something asked for cannot be measured.
     """
-    for name in ("limit", "max_new_tokens", "repeats"):
-        if (value := getattr(args, name)) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    check_counts(args, "limit", "max_new_tokens", "repeats")
     if min(args.rows) < 1:
         raise ValueError(f"--rows has {min(args.rows)}; give numbers from 1 on")
-    check_writable("--json", args.json)
+    check_file("--json", args.json)
     if args.shape:
         params = random_params(args.shape, "float32", SHAPES[args.shape])
     else:
@@ -235,9 +232,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"{args.model} has no adapter; name one: --adapter DIR")
     figures = measure(params, args)
     print("\n".join(report(figures)))
-    if args.json:
-        with whole_file(args.json) as staged:
-            staged.write_text(json.dumps(figures, indent=1) + "\n")
+    write_figures(args.json, figures)
     return 0
 
 

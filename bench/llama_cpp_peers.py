@@ -11,8 +11,8 @@ from typing import Any
 
 import psutil
 
+from kangaroo_jax.files import first_line
 from kangaroo_jax.model import LlamaConfig
-from kangaroo_jax.store.files import first_line
 
 KV_TYPES = {"f16": 1, "bf16": 30, "f32": 0}
 """Element types of the cache, with ggml's numbers; llama.cpp's own default comes first."""

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 import kangaroo_jax
+from workshop.command import exit_status
 
 PROMPT_TOKENS = 16
 
@@ -56,12 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: load's)")
     parser.add_argument("--new-tokens", type=int, default=8, help="tokens to generate (default: %(default)s)")
     args = parser.parse_args(argv)
-    try:
-        measure(args.model, args.dtype, args.new_tokens)
-    except ValueError as error:
-        print(f"load: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: measure(args.model, args.dtype, args.new_tokens), name="load")
 
 
 if __name__ == "__main__":

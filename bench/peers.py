@@ -26,7 +26,6 @@ Without torch, llama.cpp alone is compared with.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,14 +36,14 @@ import jax
 from tqdm import tqdm
 
 import kangaroo_jax
-from bench.command import check_writable, exit_status
 from bench.llama_cpp_peers import KV_TYPES, LlamaCpp, check_gguf, physical_cores
 from bench.peers_report import report, summary
-from bench.questions import prompt_of, read_questions
+from bench.question_set import prompt_of, read_questions
 from bench.transformers_peers import Transformers, check_torch, their_directory
 from kangaroo_jax.engine import prompt_ids
 from kangaroo_jax.proof import read_prompts
-from kangaroo_jax.store.files import whole_file
+from workshop.command import check_counts, exit_status
+from workshop.places import check_file, write_figures
 
 OURS = ("plain", "kangaroo")
 THEIRS = ("transformers", "transformers-lookup", "transformers-early-exit")
@@ -203,15 +202,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: if something asked for cannot be run.
     """
-    for name in ("limit", "max_new_tokens", "repeats", "lookup_tokens", "threads"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-    check_writable("--json", args.json)
+    check_counts(args, "limit", "max_new_tokens", "repeats", "lookup_tokens", "threads")
+    check_file("--json", args.json)
     figures = measure(args)
     print("\n".join(report(figures)))
-    if args.json:
-        with whole_file(args.json) as staged:
-            staged.write_text(json.dumps(figures) + "\n")
+    write_figures(args.json, figures)
     return 0
 
 

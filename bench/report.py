@@ -18,13 +18,12 @@ from typing import Any
 
 from bench import figures
 from bench.ablate import ABLATION
-from bench.command import exit_status
 from bench.folder import IN_IDENTITY, RECORD, check_fields, read_folder, read_record
-from bench.metrics import confidences
+from bench.result_tables import made_by, markdown, number, share, tables, with_interval
 from bench.run_bench import results_of
-from bench.tables import made_by, markdown, number, share, tables, with_interval
-from kangaroo_jax.store import read_json
-from kangaroo_jax.store.files import whole_file
+from bench.summary import confidences
+from kangaroo_jax.files import read_json, whole_file
+from workshop.command import exit_status
 
 PAGE = "benchmarks.md"
 
@@ -188,10 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
 
-    def run() -> int:
+    def run() -> None:
         for path in report(args.folders, args.out):
             print(path)
-        return 0
 
     return exit_status(run)
 

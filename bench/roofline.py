@@ -13,7 +13,6 @@ step, s a shallow pass, v a verification, all in plain steps.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,18 +23,18 @@ from tqdm import tqdm
 
 import kangaroo_jax
 from bench import machine
-from bench.command import check_writable, exit_status
 from bench.methods import count_parameters
 from bench.report_roofline import report
+from bench.roofline_turns import GRAPHS, Settings, Turns
 from bench.shapes import random_params
 from bench.ties import ROWS, ties
 from bench.traffic import size, traffic
-from bench.turns import GRAPHS, Settings, Turns
 from kangaroo_jax.engine import ONE_GRAPH, compile_with
 from kangaroo_jax.model import abstract_params
-from kangaroo_jax.store.files import whole_file
 from kangaroo_jax.tuning import measure_costs
-from workshop.shapes import SHAPES
+from workshop.command import exit_status
+from workshop.places import check_file, write_figures
+from workshop.published_shapes import SHAPES
 
 
 def measure(params: kangaroo_jax.Params, settings: Settings, graphs: Sequence[str] = ("default",)) -> dict[str, Any]:
@@ -151,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings(
         tuple(args.gamma), tuple(args.acceptance), tuple(args.rows), args.tokens, args.repeats, args.megabytes
     )
-    check_writable("--json", args.json)
+    check_file("--json", args.json)
     if args.shape:
         dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
         params = random_params(args.shape, dtype, SHAPES[args.shape], args.exit_layer)
@@ -159,9 +158,7 @@ def run(args: argparse.Namespace) -> int:
         params = kangaroo_jax.load(args.model, dtype=args.dtype, exit_layer=args.exit_layer)
     figures = measure(params, settings, [name for name in GRAPHS if args.graph in (name, "both")])
     print("\n".join(report(figures)))
-    if args.json:
-        with whole_file(args.json) as staged:
-            staged.write_text(json.dumps(figures, indent=1) + "\n")
+    write_figures(args.json, figures)
     return 0
 
 

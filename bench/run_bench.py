@@ -12,21 +12,20 @@ from typing import Any
 from tqdm import tqdm
 
 import kangaroo_jax
-from bench.answer_file import claimed
 from bench.answers import Answer
+from bench.benchmark_record import new_record
 from bench.differences import PLAIN, Answers, difference
-from bench.folder import RESULTS, TABLES, Folder, answer_settings
+from bench.folder import RESULTS, TABLES, WRITING, Folder, answer_settings
 from bench.interleave import WARM_UPS, Protocol
 from bench.methods import METHODS, Ready, chosen
-from bench.metrics import rate, summarise
 from bench.prepare import prepare
-from bench.questions import Question, prompt_of, read_questions, select
-from bench.record import new_record
+from bench.question_set import Question, prompt_of, read_questions, select
+from bench.result_tables import tables
 from bench.settings import make_all, parse_settings
 from bench.split import measure_parts, time_split
-from bench.tables import tables
-from kangaroo_jax.store import write_json
-from kangaroo_jax.store.files import whole_file
+from bench.summary import rate, summarise
+from kangaroo_jax.files import whole_file, write_json
+from workshop.places import claimed
 
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> int:
@@ -59,7 +58,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
         repeats=args.repeats,
         command=command,
     )
-    with claimed(args.out):
+    with claimed(args.out, WRITING):
         folder = Folder(args.out, record | {"began": now(), "ended": None}, args.force)
         measure(folder, params, methods, questions, args)
         if not folder.record["costs"] and not args.no_split:
@@ -161,7 +160,7 @@ def split(
 
 
 def results_of(answers: Answers, costs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what ``results.json`` holds: ``bench.metrics.summarise`` with ``seconds`` by part (``bench.split``)."""
+    """Return what ``results.json`` holds: ``bench.summary.summarise`` with ``seconds`` by part (``bench.split``)."""
     results = summarise(answers)
     for task, table in [(None, results["overall"]), *results["tasks"].items()]:
         plain = [answer for answer in answers[PLAIN] if task in (None, answer.task)]

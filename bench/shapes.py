@@ -24,14 +24,12 @@ import numpy as np
 from tqdm import tqdm
 
 import kangaroo_jax
+from kangaroo_jax.files import check_vacant, whole_directory, write_json
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, abstract_adapter, abstract_params, init_adapter
-from kangaroo_jax.store import config_to_hf, save_adapter, whole_directory, write_json
-from kangaroo_jax.store.files import check_vacant
-from kangaroo_jax.store.hf import TORCH_INDEX, TORCH_SINGLE
-from kangaroo_jax.store.mapping import entries
-from kangaroo_jax.store.torch_file import write_torch
-from kangaroo_jax.text.tokenizer import NoTokenizer
-from workshop.shapes import SHAPES
+from kangaroo_jax.store import TORCH_INDEX, TORCH_SINGLE, config_to_hf, entries, save_adapter, write_torch
+from kangaroo_jax.text import NoTokenizer
+from workshop.command import exit_status
+from workshop.published_shapes import SHAPES
 
 _DEVIATION = 0.02
 
@@ -151,13 +149,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shard-gb", type=float, default=10.0, help="largest file in GB (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the values (default: %(default)s)")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         check_vacant(args.out)
         write_random(args.out, SHAPES[args.shape], args.seed, int(args.shard_gb * 10**9))
-    except (ValueError, OSError) as error:
-        print(f"shapes: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(work, name="shapes")
 
 
 if __name__ == "__main__":

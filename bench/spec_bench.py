@@ -21,11 +21,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.command import exit_status
+from bench.folder import GOES_ON
 from bench.methods import METHODS
-from bench.questions import JOEY_QUESTIONS
+from bench.question_set import JOEY_QUESTIONS
 from bench.run_bench import run
 from kangaroo_jax.store import EMBEDDED
+from workshop.command import check_counts, exit_status
 
 TOKENS, EMBEDDED_TOKENS = 1024, 128
 
@@ -101,9 +102,7 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
         args.prepare = embedded
     if args.max_new_tokens is None:
         args.max_new_tokens = EMBEDDED_TOKENS if embedded else TOKENS
-    for name in ("max_new_tokens", "repeats"):
-        if (value := getattr(args, name)) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    check_counts(args, "max_new_tokens", "repeats")
     if args.out is None:
         args.out = Path("runs", "spec_bench", Path(args.model).resolve().name)
     return args
@@ -116,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         print(listing())
         return 0
-    return exit_status(lambda: run(checked(args), ["bench.spec_bench", *words]), resumes=True)
+    return exit_status(lambda: run(checked(args), ["bench.spec_bench", *words]), afterwards=GOES_ON)
 
 
 if __name__ == "__main__":

@@ -17,31 +17,32 @@ import sys
 from pathlib import Path
 
 from convert.card import CARD, Labels, model_card
-from convert.command import ended
 from convert.sources import locate
+from kangaroo_jax.files import check_vacant, read_json, whole_directory, write_json
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
 from kangaroo_jax.store import (
+    ADAPTER,
+    ADAPTER_CONFIG,
     ALIASES,
     EMBEDDED,
+    EXPORTED,
+    SINGLE,
+    TORCH_SINGLE,
+    adapter_record,
+    check_kind,
     config_to_hf,
+    expand,
     find_adapter,
     from_flax,
+    read_adapter,
     read_config,
-    read_json,
     resolve,
     save_adapter,
     to_flax,
-    whole_directory,
-    write_json,
     write_safetensors,
+    write_torch,
 )
-from kangaroo_jax.store.adapters import ADAPTER_CONFIG, EXPORTED, check_kind, read_adapter
-from kangaroo_jax.store.files import check_vacant
-from kangaroo_jax.store.hf import SINGLE, TORCH_SINGLE
-from kangaroo_jax.store.names import expand
-from kangaroo_jax.store.record import adapter_record
-from kangaroo_jax.store.tables import ADAPTER
-from kangaroo_jax.store.torch_file import write_torch
+from workshop.command import exit_status
 
 FORMATS = {"safetensors": (SINGLE, write_safetensors), "torch": (TORCH_SINGLE, write_torch)}
 
@@ -172,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "export":
             print(f"to publish it: hf upload OWNER/NAME {shlex.quote(str(out))}")
 
-    return ended("adapter", work, out)
+    return exit_status(work, name="adapter", afterwards="nothing was written", out=out)
 
 
 def _take(args: argparse.Namespace, out: Path) -> KangarooConfig:

@@ -14,8 +14,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from kangaroo_jax.model import LlamaConfig
-from kangaroo_jax.store import EMBEDDED, fingerprint
-from kangaroo_jax.store.adapters import StoredAdapter
+from kangaroo_jax.store import EMBEDDED, StoredAdapter, fingerprint
 
 CARD = "README.md"
 TAGS = ["kangaroo", "speculative-decoding", "early-exit", "jax"]

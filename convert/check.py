@@ -22,9 +22,7 @@ from jaxtyping import Array, Float, Int
 from convert.reference import Reference, read_reference, require_torch, transformers_reference
 from kangaroo_jax.model import LlamaConfig, embed, line, run_layers
 from kangaroo_jax.model import logits as final_logits
-from kangaroo_jax.store import Params, read_config, restore_params
-from kangaroo_jax.store.hf import checkpoint_tensors
-from kangaroo_jax.store.mapping import common_dtype, matched
+from kangaroo_jax.store import Params, checkpoint_tensors, common_dtype, matched, read_config, restore_params
 
 # Limits of the relative error. Two right implementations differ by 1e-6 to 1e-5, the smallest mistake that was tried
 # (eps 1e-6 instead of 1e-5) makes 5e-3. Rounding a model to bfloat16 makes 2e-2, to float16 2e-3.

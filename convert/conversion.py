@@ -14,11 +14,8 @@ from tqdm import tqdm
 from convert.check import Report
 from convert.outline import outline
 from convert.sources import TEXT_FILES
-from kangaroo_jax.store import config_to_hf, open_hf, read_config, write_json
-from kangaroo_jax.store.checkpoint import ParamsWriter
-from kangaroo_jax.store.files import check_vacant, partial_of, resumable_directory
-from kangaroo_jax.store.hf import checkpoint_tensors, weight_files
-from kangaroo_jax.store.mapping import Leaf
+from kangaroo_jax.files import check_vacant, partial_of, resumable_directory, write_json
+from kangaroo_jax.store import Leaf, ParamsWriter, checkpoint_tensors, config_to_hf, open_hf, read_config, weight_files
 
 _PARTS = "parts"
 

@@ -20,12 +20,11 @@ from typing import Any
 from tqdm import tqdm
 
 from convert.check import check, check_reference
-from convert.command import ended
 from convert.conversion import convert, dry_run
 from convert.sources import locate
-from kangaroo_jax.store import ALIASES, DTYPES, EMBEDDED, find_adapter
-from kangaroo_jax.store.files import check_vacant
-from kangaroo_jax.store.names import converted, expand
+from kangaroo_jax.files import check_vacant
+from kangaroo_jax.store import ALIASES, DTYPES, EMBEDDED, converted, expand, find_adapter
+from workshop.command import exit_status
 
 _TRANSFORMERS = Path("-")
 
@@ -60,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     """Convert, print what was written, and return the exit status: 0, 2 for bad input, 130 for Ctrl-C."""
     args = build_parser().parse_args(argv)
     out = (_destination(args.source) if args.out is None else expand(args.out)).absolute()
-    return ended("hf_to_flax", partial(_run, args, out), out, "the same command goes on where it stopped")
+    then = "the same command goes on where it stopped"
+    return exit_status(partial(_run, args, out), name="hf_to_flax", afterwards=then, out=out)
 
 
 def _run(args: argparse.Namespace, out: Path) -> None:

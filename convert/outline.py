@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 
 from kangaroo_jax.model import LlamaConfig
-from kangaroo_jax.store import DTYPES, as_dtype
-from kangaroo_jax.store.hf import StoredTensor
-from kangaroo_jax.store.mapping import Entry, Shape, common_dtype, entries, matched
+from kangaroo_jax.store import DTYPES, Entry, Shape, StoredTensor, as_dtype, common_dtype, entries, matched
 
 _LAYER = re.compile(r"(?<=layers[._])\d+")
 _WHY = {"lm_head.weight": "tied to the embedding table; a conversion compares the two and refuses one that differs"}

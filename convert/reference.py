@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from safetensors import safe_open
 
+from kangaroo_jax.files import first_line
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import DTYPES
-from kangaroo_jax.store.files import first_line
 
 SEQUENCES, POSITIONS = 2, 320  # Long enough for a mistake in RoPE to show.
 _TOKENS, _LOGITS = ("tokens", "input_ids"), "logits"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from kangaroo_jax.store import ALIASES, EMBEDDED
-from kangaroo_jax.store.files import first_line
-from kangaroo_jax.store.names import embedded, expand
+from kangaroo_jax.files import first_line
+from kangaroo_jax.store import ALIASES, EMBEDDED, embedded, expand
 
 # What the tokenizer and the end of a generation are read from; copied beside the converted params.
 TEXT_FILES = (

@@ -17,8 +17,8 @@ import kangaroo_jax
 from kangaroo_jax.kernels import pack_adapter, pack_target, use_native
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter, init_params
 from kangaroo_jax.store import save_adapter, write_hf
+from train.byte_tokenizer import write_byte_tokenizer
 from train.corpus import VOCAB_SIZE
-from train.tokenizer import write_byte_tokenizer
 
 # See above: no cache on disk.
 os.environ["KANGAROO_COMPILATION_CACHE"] = "0"

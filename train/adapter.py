@@ -10,26 +10,31 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 
+from kangaroo_jax.files import first_line
 from kangaroo_jax.store import read_config, resolve, save_adapter
-from kangaroo_jax.store.files import first_line
 from kangaroo_jax.text import load_tokenizer
+from train.adapter_options import build_parser, make_optimizer
 from train.best import MEASURE
+from train.checkpoints import GOES_ON
 from train.data import Data
 from train.evaluation import Decoding, figures_of, held_out_evaluation
-from train.loop import Evaluation, Terminated, fit
 from train.loss import joint_loss
-from train.metrics import LOG
 from train.optimizer import each_alone, learning_rate
-from train.options import build_parser, make_optimizer
-from train.record import claimed, figures_at, provenance
+from train.preparation import Run, prepare, read_data, settle
 from train.render import show_mask
 from train.report import draw
-from train.run import Run, prepare, read_data, settle
+from train.run_log import LOG
 from train.step import init_state, make_train_step, place
+from train.training_loop import Evaluation, fit
+from train.workspace import PACKAGES, figures_at, held
+from workshop.command import exit_status
+from workshop.provenance import provenance
+
+_REFUSED = 1
 
 
 def train(run: Run, argv: Sequence[str]) -> None:
@@ -42,7 +47,7 @@ def train(run: Run, argv: Sequence[str]) -> None:
     held, decoding = held_out_evaluation(loss, target, run.data, run.mesh), Decoding(run, target, first)
     if first:
         print(_description(run))
-    origin = provenance(argv)
+    origin = provenance("train.adapter", argv, PACKAGES)
     state = fit(
         make_train_step(loss, optimizer, args.accumulate, run.mesh),
         init_state(run.adapters, optimizer),
@@ -106,32 +111,25 @@ def show(args: argparse.Namespace) -> None:
     print(f"{data.tokens.trained:,} of {data.tokens.all:,} tokens are predicted{left_out}")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train (or resume) the adapter that the options describe."""
+def main(argv: list[str] | None = None) -> int:
+    """Train (or resume) the adapter that the options describe, and return the exit status."""
     words = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(words)
-    try:
+
+    def work() -> None:
         _join(args)
         if args.show_mask:
             return show(args)
         run = prepare(args)
-        with claimed(run.workspace, run.settings):
+        with held(run.workspace, run.settings):
             train(run, words)
-    except (FloatingPointError, ValueError, OSError) as error:
-        _fail(f"error: {_of_collective(error) or error}", error)
-    except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            advice = "a larger --accumulate computes fewer rows at a time, --shard-target spreads the target"
-            _fail(f"error: out of memory ({first_line(error)}); {advice}", error)
-        if (said := _of_collective(error)) is None:
-            raise
-        _fail(f"error: {said}", error)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        raise SystemExit(130) from None
-    except Terminated:
-        print("terminated, all saved; the same command goes on from there", file=sys.stderr)
-        raise SystemExit(0) from None
+
+    status = exit_status(work, afterwards=GOES_ON, explain=_explained, refused=_REFUSED)
+    if status == _REFUSED and jax.distributed.is_initialized():
+        # One of several processes ends at once: JAX would first wait minutes for the others, which wait for this one.
+        sys.stdout.flush()
+        os._exit(status)
+    return status
 
 
 def _join(args: argparse.Namespace) -> None:
@@ -144,25 +142,19 @@ def _join(args: argparse.Namespace) -> None:
     jax.distributed.initialize(address, args.processes, args.process)
 
 
-def _of_collective(error: Exception) -> str | None:
-    """Return what to say if processes could not reach each other, or None; JAX raises that as more than one type."""
+def _explained(error: Exception) -> str | None:
+    """Return what to say if memory was lacking, or processes could not reach each other; None of other errors.
+
+    JAX raises the latter as more than one type.
+    """
+    if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        advice = "a larger --accumulate computes fewer rows at a time, --shard-target spreads the target"
+        return f"out of memory ({first_line(error)}); {advice}"
     text = str(error).rpartition("dispatching computation: ")[2]
     if not jax.distributed.is_initialized() or not any(name in text for name in ("Gloo", "NCCL")):
         return None
     advice = "has one of them ended? Stop all, and the same commands go on from the last checkpoint"
     return f"a step over several processes failed ({first_line(RuntimeError(text))}); {advice}"
-
-
-def _fail(message: str, error: Exception) -> NoReturn:
-    """End with a message.
-
-    One of several processes ends at once: JAX would first wait minutes for the others, which wait for this one.
-    """
-    if not jax.distributed.is_initialized():
-        raise SystemExit(message) from error
-    print(message, file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(1)
 
 
 def _description(run: Run) -> str:
@@ -181,4 +173,4 @@ def _description(run: Run) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

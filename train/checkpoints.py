@@ -10,11 +10,12 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from kangaroo_jax.store.failures import await_orbax, quiet_orbax, system_error
-from kangaroo_jax.store.files import first_line
+from kangaroo_jax.files import first_line
+from kangaroo_jax.store import await_orbax, quiet_orbax, system_error
 
 CHECKPOINTS = "checkpoints"
 """Their folder in that of a run."""
+GOES_ON = "the same command goes on from the last checkpoint"
 
 
 class Checkpoints:

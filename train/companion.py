@@ -1,4 +1,4 @@
-"""What recipes of other methods' models share: options, target and text, folders, and the run of ``train.loop.fit``.
+"""What recipes of other methods' models share: options, target and text, folders, and the run of ``training_loop.fit``.
 
 ``bench`` compares Kangaroo with methods that need something trained for the target: Medusa's heads, a small draft
 model. Each has a command of its own (``train.medusa``, ``train.draft_model``), and is kept in the home folder.
@@ -11,7 +11,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +21,19 @@ from jaxtyping import Array, Bool, Float, Int
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import companion, fingerprint, read_config, resolve
 from kangaroo_jax.text import load_tokenizer
+from train.adapter_options import check_data
 from train.batches import Shape
+from train.checkpoints import GOES_ON
 from train.data import Data
 from train.evaluation import held_out_evaluation
-from train.loop import Evaluation, Terminated, fit
-from train.metrics import LOG
-from train.options import check_data
-from train.record import check_writable, claimed, figures_at, provenance, source_name
-from train.run import read_data
+from train.preparation import read_data
+from train.run_log import LOG
 from train.step import init_state, make_train_step, place
+from train.training_loop import Evaluation, fit
+from train.workspace import PACKAGES, figures_at, held, source_name, workspace_of
+from workshop.command import check_counts, exit_status
+from workshop.places import check_folder
+from workshop.provenance import provenance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +58,8 @@ class Job:
 
     @property
     def workspace(self) -> Path:
-        """Folder of checkpoints and log, beside the result, which is replaced as a whole."""
-        return self.out.with_name(self.out.name + "-training")
+        """Folder of checkpoints and log."""
+        return workspace_of(self.out)
 
 
 def build_parser(module: str, about: str, what: str, **defaults: Any) -> argparse.ArgumentParser:
@@ -106,9 +110,7 @@ def prepare(args: argparse.Namespace, argv: Sequence[str], marker: str) -> Job:
     Raises:
         ValueError: in one line, if something asked for cannot be.
     """
-    for name in ("steps", "batch_size", "length", "save_every", "eval_every"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
+    check_counts(args, "steps", "batch_size", "length", "save_every", "eval_every")
     if not 0 < args.learning_rate < float("inf"):
         raise ValueError(f"--learning-rate is {args.learning_rate}; it must be above 0, and finite")
     check_data(args)
@@ -127,8 +129,8 @@ def prepare(args: argparse.Namespace, argv: Sequence[str], marker: str) -> Job:
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / marker).is_file()):
         raise ValueError(f"--out {out} holds something else than an earlier result; pass another folder")
     data = read_data(args, config, load_tokenizer(directory))
-    job = Job(config, directory, data, out, args, provenance(argv, args.module))
-    check_writable(job.workspace)
+    job = Job(config, directory, data, out, args, provenance(args.module, argv, PACKAGES))
+    check_folder(job.workspace)
     return job
 
 
@@ -165,7 +167,7 @@ def train(
         **settings,
     }
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    with claimed(job.workspace, settings):
+    with held(job.workspace, settings):
         print(
             f"{args.model}: {args.what} of {size:,} parameters; {steps:,} steps, "
             f"{steps / job.data.epoch_steps:.2g} epochs of {job.data.tokens.all:,} tokens"
@@ -223,19 +225,7 @@ def counted(mask: Bool[Array, "B T"], ahead: int) -> Bool[Array, "B T"]:
     return jnp.pad(whole, ((0, 0), (0, ahead)))
 
 
-def run(work: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> None:
-    """Run a command; what goes wrong ends it in one line."""
+def run(work: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> int:
+    """Run a command and return its exit status."""
     words = sys.argv[1:] if argv is None else argv
-    try:
-        work(words)
-    except (FloatingPointError, ValueError, OSError) as error:
-        _end(f"error: {error}", 2, error)
-    except KeyboardInterrupt as error:
-        _end("stopped; the same command goes on from the last checkpoint", 130, error)
-    except Terminated as error:
-        _end("terminated, all saved; the same command goes on from there", 0, error)
-
-
-def _end(message: str, code: int, error: BaseException) -> NoReturn:
-    print(message, file=sys.stderr)
-    raise SystemExit(code) from error
+    return exit_status(lambda: work(words), afterwards=GOES_ON)

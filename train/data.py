@@ -15,10 +15,10 @@ from kangaroo_jax.text import Tokenizer
 from train.batches import Batch, Conversations, Counts, Shape, Windows
 from train.conversation import COLUMNS, EXPECTED, TEXT_COLUMN, Messages, messages_of
 from train.corpus import TokenTexts
-from train.record import text_digest
 from train.render import Renderer, Sample, find_template
 from train.rows import BadRow, BadRows, Source, find_sources, table_rows
 from train.texts import Encoder, Unit, file_units, held_out, split_units, tokenize
+from train.workspace import text_digest
 from workshop.held_out import HELD_OUT_SHARE
 
 KNOWN = (*COLUMNS, TEXT_COLUMN)

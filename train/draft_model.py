@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from kangaroo_jax.files import whole_directory, write_json
 from kangaroo_jax.model import LlamaConfig, forward, init_params
-from kangaroo_jax.store import EMBEDDED, whole_directory, write_hf, write_json
+from kangaroo_jax.store import EMBEDDED, write_hf
 from train.companion import ahead_sums, build_parser, counted, prepare, run, train
 from train.joey import make_optimizer
 from train.loss import Sums
@@ -87,10 +89,10 @@ def work(argv: Sequence[str]) -> None:
     train(job, next_token_sums(config), params, {}, optimizer, shape, write)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command."""
-    run(work, argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    return run(work, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,8 +12,8 @@ from kangaroo_jax import Params
 from train.best import BEST, MEASURE, Best
 from train.data import Data
 from train.decoding import decoding_figures, held_out_prompts
-from train.metrics import SEEN
-from train.run import Run
+from train.preparation import Run
+from train.run_log import SEEN
 from train.step import make_eval_step, one_copy, place, place_batch
 
 

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from kangaroo_jax.files import write_json
 from kangaroo_jax.model import LlamaConfig, abstract_params
-from kangaroo_jax.store import config_to_hf, write_hf, write_json
-from train.tokenizer import write_byte_tokenizer
+from kangaroo_jax.store import config_to_hf, write_hf
+from train.byte_tokenizer import write_byte_tokenizer
 
 
 def export_joey(config: LlamaConfig, checkpoints: Path, out: Path) -> int:
@@ -18,7 +19,7 @@ def export_joey(config: LlamaConfig, checkpoints: Path, out: Path) -> int:
 
     Args:
         config: shape of the model that was trained.
-        checkpoints: the folder ``checkpoints`` that ``train.loop.fit`` wrote; it is only read.
+        checkpoints: the folder ``checkpoints`` that ``train.training_loop.fit`` wrote; it is only read.
         out: the directory to write.
 
     Returns:

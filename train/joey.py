@@ -18,10 +18,12 @@ import numpy as np
 import optax
 
 from kangaroo_jax.model import LlamaConfig, forward, init_params
+from train.checkpoints import GOES_ON
 from train.corpus import BOS, EOS, VOCAB_SIZE, sample_windows
 from train.export import export_joey
-from train.loop import Evaluation, fit
 from train.step import init_state, make_eval_step, make_train_step, split_devices
+from train.training_loop import Evaluation, fit
+from workshop.command import exit_status
 from workshop.held_out import SourceFile, split_sources, standard_library
 
 
@@ -103,9 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> None:
+def train(args: argparse.Namespace) -> None:
     """Train (or resume), report the loss on held-out files, and export when asked."""
-    args = build_parser().parse_args(argv)
     config = joey_config(args.hidden, args.layers, args.heads, args.intermediate, args.kv_heads)
     train_files, held_files = split_sources([standard_library(), *args.text])
     optimizer = make_optimizer(args.steps, args.learning_rate, args.warmup)
@@ -137,9 +138,11 @@ def main(argv: list[str] | None = None) -> None:
         print(f"joey of step {done} written to {args.export}")
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    args = build_parser().parse_args(argv)
+    return exit_status(lambda: train(args), afterwards=GOES_ON)
+
+
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        raise SystemExit(130) from None
+    sys.exit(main())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,8 @@ from train.joey import joey_config
 from train.loss import distillation_loss
 from train.optimizer import adapter_optimizer
 from train.step import init_state, make_train_step, place, place_batch, target_mesh
-from workshop.shapes import SHAPES as PUBLISHED
+from workshop.command import exit_status
+from workshop.published_shapes import SHAPES as PUBLISHED
 
 SHAPES = {"joey": joey_config(), **{name: PUBLISHED[name] for name in ("vicuna-7b", "vicuna-13b", "vicuna-33b")}}
 
@@ -123,8 +125,8 @@ def memory(args: argparse.Namespace) -> None:
     print(f"{config.num_hidden_layers} layers: arguments {whole / 1e9:.2f} GB, temporary {second / 1e9:.2f} GB")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure and print."""
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m train.measure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -144,8 +146,8 @@ def main(argv: list[str] | None = None) -> None:
     defaults = {"speed": ("joey", 8, 512), "memory": ("vicuna-7b", 4, 2048)}[args.part]
     for name, value in zip(("shape", "rows", "length"), defaults, strict=True):
         setattr(args, name, getattr(args, name) or value)
-    {"speed": speed, "memory": memory}[args.part](args)
+    return exit_status(lambda: {"speed": speed, "memory": memory}[args.part](args))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

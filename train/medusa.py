@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from kangaroo_jax.store import load_target
 from train.companion import ahead_sums, build_parser, counted, prepare, run, train
 from train.loss import Sums
 from train.optimizer import adapter_optimizer
-from train.record import weights_digest
+from workshop.provenance import weights_digest
 
 DECAY = 0.8
 """Weight of head k's loss is ``DECAY ** k`` (Cai et al. 2024, section 3.2.1)."""
@@ -88,10 +89,10 @@ def work(argv: Sequence[str]) -> None:
     train(job, loss, init_medusa(job.config, args.heads, target), target, optimizer, settings, write)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command."""
-    run(work, argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    return run(work, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from pathlib import Path
 
+from workshop.command import exit_status
 from workshop.held_out import SourceFile, split_sources, standard_library
 
 
@@ -43,18 +45,22 @@ def end_within_line(piece: str, rng: random.Random) -> str:
     return piece[: line + rng.randrange(13)] if line else piece
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Write the prompts as JSON lines."""
+def main(argv: list[str] | None = None) -> int:
+    """Write the prompts as JSON lines and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m train.prompts", description=__doc__)
     parser.add_argument("--count", type=int, default=30, help="number of prompts (default: %(default)s)")
     parser.add_argument("--size", type=int, default=200, help="longest prompt, in characters (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     args = parser.parse_args(argv)
-    rows = draw_prompts(split_sources([standard_library()])[1], args.count, args.size, args.seed)
-    args.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    print(f"{len(rows)} prompts written to {args.out}")
+
+    def write() -> None:
+        rows = draw_prompts(split_sources([standard_library()])[1], args.count, args.size, args.seed)
+        args.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        print(f"{len(rows)} prompts written to {args.out}")
+
+    return exit_status(write)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

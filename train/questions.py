@@ -17,9 +17,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kangaroo_jax.store.files import whole_file
+from kangaroo_jax.files import whole_file
 from train.passages import FOLLOWING, KINDS, Parsed, Passage
 from train.prompts import end_within_line
+from workshop.command import check_counts, exit_status
 from workshop.held_out import SourceFile, split_sources, standard_library
 
 RUN_CHARACTERS = 40
@@ -138,18 +139,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=5, help="seed of the draw (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     args = parser.parse_args(argv)
-    try:
-        if args.count < 1:
-            raise ValueError(f"--count is {args.count}; it must be at least 1")
+
+    def write() -> None:
+        check_counts(args, "count")
         training, held_out = split_sources([standard_library()])
         rows = draw_questions(held_out, training, args.count, args.seed)
         with whole_file(args.out) as staged:
             staged.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{len(rows)} questions of {len(KINDS)} kinds written to {args.out}")
-    return 0
+        print(f"{len(rows)} questions of {len(KINDS)} kinds written to {args.out}")
+
+    return exit_status(write)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def settled(args: argparse.Namespace, config: LlamaConfig, copies: int = 1) -> a
     """Return the options with everything filled in that does not depend on the data.
 
     Args:
-        args: from ``train.options.build_parser``; what was not asked for is None.
+        args: from ``train.adapter_options.build_parser``; what was not asked for is None.
         config: the target's.
         copies: of the target on the devices; each takes its share of a batch.
 

@@ -22,18 +22,21 @@ from typing import Any, NoReturn
 import kangaroo_jax
 from kangaroo_jax.checks import integer, real
 from kangaroo_jax.engine import Options, Plan, plan
+from kangaroo_jax.files import check_vacant, whole_file
 from kangaroo_jax.store import fingerprint, resolve
-from kangaroo_jax.store.files import check_vacant, whole_file
+from train.adapter_options import check_data
 from train.conversation import EXPECTED
-from train.journal import Journal, claimed
-from train.loop import Terminated, deferred_stops
-from train.options import check_data
-from train.record import source_name, weights_digest
 from train.render import find_template
 from train.replies import Totals, Writer
+from train.reply_rows import COMPLETE, Row, beginning, in_their_form, read_rows
 from train.rows import BadRows
-from train.turns import COMPLETE, Row, beginning, in_their_form, read_rows
+from train.training_loop import deferred_stops
+from train.workspace import source_name
+from workshop.command import Terminated, exit_status
 from workshop.held_out import split_sources, standard_library
+from workshop.journal import Journal
+from workshop.places import claimed
+from workshop.provenance import weights_digest
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
@@ -171,21 +174,16 @@ def summary(args: argparse.Namespace, written: Sequence[Row], bad: BadRows, tota
     return "\n".join([*lines, *([str(bad)] if bad.counts else [])])
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Write (or go on with) the file that the options describe."""
+def main(argv: list[str] | None = None) -> int:
+    """Write (or go on with) the file that the options describe, and return the exit status."""
     args = build_parser().parse_args(argv)
-    try:
+
+    def work() -> None:
         check_options(args)
-        with claimed(partial_of(args.out)):
+        with claimed(partial_of(args.out), "is writing", file=True):
             print(regenerate(args))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last batch", file=sys.stderr)
-        raise SystemExit(130) from None
-    except Terminated:
-        print("terminated, finished batches are kept; the same command goes on from there", file=sys.stderr)
-        raise SystemExit(0) from None
+
+    return exit_status(work, afterwards="the same command goes on from the last batch", refused=1)
 
 
 def _rows(args: argparse.Namespace) -> tuple[list[Row], BadRows]:
@@ -228,4 +226,4 @@ def _heed(stops: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

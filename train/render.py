@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kangaroo_jax.text import Tokenizer, chat_ids
-from kangaroo_jax.text.chat import own_template
+from kangaroo_jax.text import Tokenizer, chat_ids, own_template
 from train.conversation import Messages
 from train.rows import BadRow
 

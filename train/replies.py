@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from kangaroo_jax import Generation, Params
 from kangaroo_jax.engine import Plan, Run
-from kangaroo_jax.store.files import first_line
+from kangaroo_jax.files import first_line
 from kangaroo_jax.text import chat_ids
-from train.journal import Journal
-from train.turns import Pool, Reply, Row
+from train.reply_rows import Pool, Reply, Row
+from workshop.journal import Journal
 
 Batch = list[tuple[int, list[int]]]
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.metrics import LOG, SEEN, read_log, require_libraries
+from train.run_log import LOG, SEEN, read_log, require_libraries
+from workshop.command import exit_status
 
 PANELS = (
     ("cross-entropy, nats", ("loss", "held_out_loss")),
@@ -105,14 +106,13 @@ def main(argv: list[str] | None = None) -> int:
     growth = "draw acceptance and compression rate over training tokens there, instead of all figures into RUN"
     parser.add_argument("--growth", type=Path, metavar="FILE", help=f"{growth} (default: report.png in RUN)")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         if args.growth:
             draw_growth(args.run, args.growth)
         print(args.growth or draw(args.run))
-    except (ValueError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(work, name="report")
 
 
 def _pyplot() -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import sys
 from collections.abc import Iterator
 
 import jax
@@ -19,7 +20,8 @@ import jax.numpy as jnp
 
 from kangaroo_jax.model import LlamaConfig, abstract_adapter, abstract_params
 from train.measure import compiled_bytes, step_flops
-from workshop.shapes import SHAPES
+from workshop.command import check_numbers, exit_status
+from workshop.published_shapes import SHAPES
 
 # Dense products with 16-bit inputs, in operations a second: NVIDIA's data sheets (SXM). The V100's is for float16 only.
 RATES = {"V100": 125e12, "A100": 312e12, "H100": 989e12}
@@ -62,8 +64,25 @@ def table(args: argparse.Namespace) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Print the table, a line as soon as it is known."""
+def check(args: argparse.Namespace) -> None:
+    """Raise ValueError if a number makes no sense, or there are too few devices."""
+    check_numbers(
+        args,
+        ("rows", args.rows >= 1, "at least 1"),
+        ("length", args.length >= 2, "at least 2"),
+        ("tokens", 0 < args.tokens < math.inf, "above 0 and finite"),
+        ("share", 0 < args.share <= 1, "above 0, and 1 at most"),
+        ("shard_target", args.shard_target >= 1, "at least 1"),
+    )
+    if jax.device_count() % args.shard_target:
+        raise ValueError(
+            f"--shard-target is {args.shard_target}; it must divide the {jax.device_count()} devices here: "
+            f"set XLA_FLAGS=--xla_force_host_platform_device_count={args.shard_target}"
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table, a line as soon as it is known, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m train.sizing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -77,23 +96,14 @@ def main(argv: list[str] | None = None) -> None:
     add("--share", type=float, default=0.4, help="of the data sheet's rate that is reached (default: %(default)s)")
     args = parser.parse_args(argv)
     args.accumulate, args.exit_layer = 1, 2
-    for name, holds, expected in (
-        ("rows", args.rows >= 1, "at least 1"),
-        ("length", args.length >= 2, "at least 2"),
-        ("tokens", 0 < args.tokens < math.inf, "above 0 and finite"),
-        ("share", 0 < args.share <= 1, "above 0, and 1 at most"),
-        ("shard_target", args.shard_target >= 1, "at least 1"),
-    ):
-        if not holds:
-            raise SystemExit(f"error: --{name.replace('_', '-')} is {getattr(args, name)}; it must be {expected}")
-    if jax.device_count() % args.shard_target:
-        raise SystemExit(
-            f"error: --shard-target is {args.shard_target}; it must divide the {jax.device_count()} devices here: "
-            f"set XLA_FLAGS=--xla_force_host_platform_device_count={args.shard_target}"
-        )
-    for line in table(args):
-        print(line, flush=True)
+
+    def work() -> None:
+        check(args)
+        for line in table(args):
+            print(line, flush=True)
+
+    return exit_status(work, refused=1)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

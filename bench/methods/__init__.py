@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import kangaroo_jax
-from bench.methods import draft_model, kangaroo, lookahead, medusa, prompt_lookup, rest
+from bench.methods import kangaroo_variants, lookahead, medusa_drafter, prompt_lookup, rest, small_model
 from bench.methods.base import Method, Ready, count_parameters
 
 __all__ = ["METHODS", "Method", "Ready", "chosen", "count_parameters", "make"]
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for module in (kangaroo, prompt_lookup, lookahead, draft_model, medusa, rest)
+    for module in (kangaroo_variants, prompt_lookup, lookahead, small_model, medusa_drafter, rest)
     for method in module.METHODS
 }
 """All methods by name, in the order of tables."""

@@ -1,6 +1,6 @@
 """What Kangaroo is compared with and what has weights of its own; nothing else of the package knows them."""
 
-from kangaroo_jax.baselines.medusa import (
+from kangaroo_jax.baselines.medusa_heads import (
     MEDUSA_CONFIG,
     MEDUSA_HEADS,
     abstract_medusa,

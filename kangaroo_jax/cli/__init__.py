@@ -11,11 +11,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-DEFAULT = "kangaroo_jax.cli.write"
+__all__ = ["main"]
+
+DEFAULT = "kangaroo_jax.cli.write_command"
 COMMANDS = {
-    "chat": "kangaroo_jax.cli.chat",
-    "tune": "kangaroo_jax.cli.tune",
-    "verify": "kangaroo_jax.cli.verify",
+    "chat": "kangaroo_jax.cli.chat_command",
+    "tune": "kangaroo_jax.cli.tune_command",
+    "verify": "kangaroo_jax.cli.verify_command",
 }
 """Commands by their first word; a module is imported when it is needed, without a word ``DEFAULT``."""
 

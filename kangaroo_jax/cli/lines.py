@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from kangaroo_jax.store.files import whole_file
+from kangaroo_jax.files import whole_file
 
 _MOST_LINES = 1000
 

@@ -8,8 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from kangaroo_jax.model import LlamaConfig
-from kangaroo_jax.store.adapters import find_adapter, load_adapter, save_adapter
+from kangaroo_jax.store.adapter_record import adapter_record, check_draft, fingerprint
+from kangaroo_jax.store.adapters import (
+    ADAPTER_CONFIG,
+    EXPORTED,
+    StoredAdapter,
+    check_kind,
+    find_adapter,
+    load_adapter,
+    read_adapter,
+    save_adapter,
+)
 from kangaroo_jax.store.checkpoint import (
+    ParamsWriter,
     Placement,
     default_dtype,
     leaf_groups,
@@ -19,52 +30,89 @@ from kangaroo_jax.store.checkpoint import (
 )
 from kangaroo_jax.store.choice import check_writable, save_choice
 from kangaroo_jax.store.dialects import config_from_hf, config_to_hf
-from kangaroo_jax.store.files import read_json, whole_directory, write_json
+from kangaroo_jax.store.failures import await_orbax, quiet_orbax, system_error
 from kangaroo_jax.store.hf import (
     DTYPES,
+    INDEX,
+    SINGLE,
+    TORCH_INDEX,
+    TORCH_SINGLE,
+    StoredTensor,
     as_dtype,
+    checkpoint_tensors,
     open_hf,
     read_config,
     read_hf,
     stored_tensors,
+    weight_files,
     write_hf,
     write_safetensors,
 )
 from kangaroo_jax.store.mapping import (
     DuplicateTensors,
+    Entry,
     ExtraTensors,
+    Leaf,
     MappingError,
     MisshapenTensors,
     MissingTensors,
     Params,
+    Shape,
     check_shapes,
+    common_dtype,
+    entries,
     flatten,
     from_flax,
+    matched,
     to_flax,
     unflatten,
 )
-from kangaroo_jax.store.names import ALIASES, EMBEDDED, companion, home, resolve
+from kangaroo_jax.store.names import ALIASES, EMBEDDED, companion, converted, embedded, expand, home, resolve
 from kangaroo_jax.store.placement import target_sharding
-from kangaroo_jax.store.record import fingerprint
+from kangaroo_jax.store.tables import ADAPTER
+from kangaroo_jax.store.torch_file import write_torch
 
 __all__ = [
+    "ADAPTER",
+    "ADAPTER_CONFIG",
     "ALIASES",
     "DTYPES",
     "EMBEDDED",
+    "EXPORTED",
+    "INDEX",
+    "SINGLE",
+    "TORCH_INDEX",
+    "TORCH_SINGLE",
     "DuplicateTensors",
+    "Entry",
     "ExtraTensors",
+    "Leaf",
     "MappingError",
     "MisshapenTensors",
     "MissingTensors",
     "Params",
+    "ParamsWriter",
     "Placement",
+    "Shape",
+    "StoredAdapter",
+    "StoredTensor",
+    "adapter_record",
     "as_dtype",
+    "await_orbax",
+    "check_draft",
+    "check_kind",
     "check_shapes",
     "check_writable",
+    "checkpoint_tensors",
+    "common_dtype",
     "companion",
     "config_from_hf",
     "config_to_hf",
+    "converted",
     "default_dtype",
+    "embedded",
+    "entries",
+    "expand",
     "find_adapter",
     "fingerprint",
     "flatten",
@@ -72,24 +120,27 @@ __all__ = [
     "home",
     "load_adapter",
     "load_target",
+    "matched",
     "open_hf",
+    "quiet_orbax",
+    "read_adapter",
     "read_config",
     "read_hf",
-    "read_json",
     "resolve",
     "restore_params",
     "save_adapter",
     "save_choice",
     "save_params",
     "stored_tensors",
+    "system_error",
     "target_sharding",
     "to_device",
     "to_flax",
     "unflatten",
-    "whole_directory",
+    "weight_files",
     "write_hf",
-    "write_json",
     "write_safetensors",
+    "write_torch",
 ]
 
 

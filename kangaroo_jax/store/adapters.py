@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from kangaroo_jax.checks import brief
+from kangaroo_jax.files import read_json, whole_directory, write_json
 from kangaroo_jax.model import AdapterConfig, KangarooConfig, LlamaConfig
+from kangaroo_jax.store.adapter_record import AGAIN, adapter_record, check_draft, read_record
 from kangaroo_jax.store.checkpoint import Placement, default_dtype, to_device
-from kangaroo_jax.store.files import read_json, whole_directory, write_json
 from kangaroo_jax.store.hf import StoredTensor, as_dtype, read_config, stored_tensors, weight_files, write_safetensors
 from kangaroo_jax.store.mapping import Params, from_flax, leaves, unflatten
 from kangaroo_jax.store.names import expand
-from kangaroo_jax.store.record import AGAIN, adapter_record, check_draft, read_record
 from kangaroo_jax.store.tables import adapter_table
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter.safetensors"

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from kangaroo_jax.files import first_line, held_interrupts, read_json, whole_directory, write_json
 from kangaroo_jax.model import LlamaConfig, abstract_params
 from kangaroo_jax.store.failures import quiet_orbax
-from kangaroo_jax.store.files import first_line, held_interrupts, read_json, whole_directory, write_json
 from kangaroo_jax.store.hf import as_dtype
 from kangaroo_jax.store.mapping import Params, check_shapes, common_dtype, flatten, unflatten
 

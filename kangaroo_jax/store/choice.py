@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 import jax
 
+from kangaroo_jax.files import read_json, unwritable, whole_directory, write_json
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
+from kangaroo_jax.store.adapter_record import AGAIN, check_draft
 from kangaroo_jax.store.adapters import ADAPTER_CONFIG, EXPORTED, load_adapter, read_adapter, save_adapter
-from kangaroo_jax.store.files import read_json, whole_directory, write_json
 from kangaroo_jax.store.names import EMBEDDED, embedded
-from kangaroo_jax.store.record import AGAIN, check_draft
 
 TUNING = "tuning"
 """Key of the note in an adapter's record."""
@@ -78,7 +77,7 @@ def check_writable(directory: Path) -> None:
     file = _record_file(directory)
     if file is None:
         raise ValueError(f"{directory} is in the authors' form, which has no place for gamma and eta: {advice}")
-    if not os.access(directory, os.W_OK | os.X_OK):
+    if unwritable(directory):
         raise ValueError(f"{directory} cannot be written: {advice}")
 
 

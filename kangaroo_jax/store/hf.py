@@ -17,9 +17,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from kangaroo_jax.files import first_line, read_json, whole_file, write_json
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store.dialects import config_from_hf, config_to_hf
-from kangaroo_jax.store.files import first_line, read_json, whole_file, write_json
 from kangaroo_jax.store.mapping import Leaf, Params, from_flax, leaves, unflatten
 from kangaroo_jax.store.torch_file import TorchFile
 from kangaroo_jax.store.torch_zip import shown

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from kangaroo_jax.store.files import first_line, whole_file
+from kangaroo_jax.files import first_line, whole_file
 from kangaroo_jax.store.torch_pickle import STORAGE_NAMES, Layout, read_pickle
 from kangaroo_jax.store.torch_zip import Entry, Refused, read_directory, shown
 

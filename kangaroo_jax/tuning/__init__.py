@@ -2,6 +2,6 @@
 
 from kangaroo_jax.tuning.costs import Costs, CostTimers, measure_costs
 from kangaroo_jax.tuning.outcome import Setting, Tuning
-from kangaroo_jax.tuning.search import tune
+from kangaroo_jax.tuning.search import steps, tune
 
-__all__ = ["CostTimers", "Costs", "Setting", "Tuning", "measure_costs", "tune"]
+__all__ = ["CostTimers", "Costs", "Setting", "Tuning", "measure_costs", "steps", "tune"]

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bench import hlo, inspect, programs, thunks
+from bench import abstract_programs as programs
+from bench import hlo, inspect, thunks
 from kangaroo_jax.model import LlamaConfig
 
 CONFIG = LlamaConfig(

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bench import hlo, inspect, programs, thunks
-from workshop.shapes import SHAPES
+from bench import abstract_programs as programs
+from bench import hlo, inspect, thunks
+from workshop.published_shapes import SHAPES
 
 pytestmark = pytest.mark.h200
 

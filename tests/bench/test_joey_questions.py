@@ -6,7 +6,7 @@ import collections
 import json
 import re
 
-from bench.questions import JOEY_QUESTIONS, read_questions, tasks_of
+from bench.question_set import JOEY_QUESTIONS, read_questions, tasks_of
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import read_config, resolve
 from train.passages import KINDS, LONGEST, SHORTEST

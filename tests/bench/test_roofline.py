@@ -18,7 +18,7 @@ from bench import forced, machine, roofline, shapes
 from bench.ties import ties
 from bench.traffic import traffic
 from kangaroo_jax.model import LlamaConfig, abstract_params
-from workshop.shapes import SHAPES
+from workshop.published_shapes import SHAPES
 
 SMALL = LlamaConfig(61, 22, 29, 2, 6, 3, 4, max_position_embeddings=150)
 FEW = "--gamma 2 --acceptance 0 0.5 --rows 1 3 --tokens 23 --repeats 2 --megabytes 1"

@@ -14,9 +14,9 @@ import pytest
 
 import kangaroo_jax
 from bench import spec_bench
-from bench.answer_file import claimed
-from bench.folder import read_folder
+from bench.folder import WRITING, read_folder
 from bench.methods import Ready
+from workshop.places import claimed
 
 Arguments = Callable[..., list[str]]
 METHOD_NAMES = ["plain", "kangaroo", "kangaroo-fixed"]  # One program for the last two.
@@ -206,6 +206,6 @@ def test_force_begins_anew_and_leaves_other_files_alone(
 def test_one_process_writes_in_a_folder(
     finished: Path, tiny_model: Path, questions: Path, capsys: pytest.CaptureFixture[str], arguments: Arguments
 ) -> None:
-    with claimed(finished):
+    with claimed(finished, WRITING):
         assert spec_bench.main(arguments(tiny_model, questions, finished)) == 2
     assert "another process writes answers" in capsys.readouterr().err

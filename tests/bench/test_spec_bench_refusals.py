@@ -15,8 +15,8 @@ from bench import spec_bench
 from bench.folder import read_folder
 from bench.interleave import Protocol, order
 from bench.methods import METHODS, Method, Ready, make
-from bench.methods.kangaroo import plain
-from bench.questions import read_questions
+from bench.methods.kangaroo_variants import plain
+from bench.question_set import read_questions
 from bench.settings import parse_settings
 
 Arguments = Callable[..., list[str]]

@@ -18,9 +18,9 @@ import pytest
 from orbax.checkpoint.experimental import v1
 
 from convert import conversion, hf_to_flax
+from kangaroo_jax.files import resumable_directory
 from kangaroo_jax.model import KangarooConfig, init_adapter
 from kangaroo_jax.store import checkpoint, home, load_adapter, load_target, read_config, read_hf, save_adapter, write_hf
-from kangaroo_jax.store.files import resumable_directory
 from kangaroo_jax.store.hf import StoredTensor
 from kangaroo_jax.store.mapping import flatten
 

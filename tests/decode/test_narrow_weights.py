@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench.programs import Lowered, Program, lower
+from bench.abstract_programs import Lowered, Program, lower
 from kangaroo_jax import decode as dec
 from kangaroo_jax.engine.programs import NARROW_OPTIONS, OPTIONS, compiled, options
 from kangaroo_jax.model import LlamaConfig, forward, init_adapter, init_params

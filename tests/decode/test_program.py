@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bench import hlo
-from bench.programs import Lowered, Program, build, lower
+from bench.abstract_programs import Lowered, Program, build, lower
 from kangaroo_jax import decode as dec
 from kangaroo_jax.engine.programs import compiled, executables
 from kangaroo_jax.model import AdapterConfig, LlamaConfig

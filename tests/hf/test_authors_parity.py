@@ -15,8 +15,8 @@ import pytest
 
 import kangaroo_jax
 from convert import adapter as converter
+from train.byte_tokenizer import write_byte_tokenizer
 from train.corpus import VOCAB_SIZE
-from train.tokenizer import write_byte_tokenizer
 
 pytestmark = pytest.mark.hf
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bench import hlo
-from bench.programs import Lowered, Program, build, lower
+from bench.abstract_programs import Lowered, Program, build, lower
 from kangaroo_jax import decode as dec
 from kangaroo_jax.kernels import pack_target
 from kangaroo_jax.model import AdapterConfig, LlamaConfig, abstract_params, line, run_layers

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from kangaroo_jax.model import ADAPTER_KINDS, AdapterConfig, KangarooConfig, LlamaConfig, RopeScaling, init_adapter
 from kangaroo_jax.store import ExtraTensors, MissingTensors, config_to_hf, from_flax, load_adapter, save_adapter
+from kangaroo_jax.store.adapter_record import adapter_record
 from kangaroo_jax.store.hf import write_safetensors
-from kangaroo_jax.store.record import adapter_record
 from kangaroo_jax.store.tables import ADAPTER, adapter_table
 
 CONFIG = LlamaConfig(31, 22, 29, 3, 6, 3, 4)

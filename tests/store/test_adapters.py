@@ -22,8 +22,8 @@ from kangaroo_jax.store import (
     load_adapter,
     save_adapter,
 )
+from kangaroo_jax.store.adapter_record import adapter_record
 from kangaroo_jax.store.hf import write_safetensors
-from kangaroo_jax.store.record import adapter_record
 from kangaroo_jax.store.tables import ADAPTER
 from kangaroo_jax.store.torch_file import write_torch
 

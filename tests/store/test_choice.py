@@ -12,10 +12,10 @@ import pytest
 
 from kangaroo_jax.model import AdapterConfig, KangarooConfig, LlamaConfig, init_adapter
 from kangaroo_jax.store import check_writable, config_to_hf, from_flax, load_adapter, save_adapter, save_choice
+from kangaroo_jax.store.adapter_record import adapter_record
 from kangaroo_jax.store.adapters import read_adapter
 from kangaroo_jax.store.hf import write_safetensors
 from kangaroo_jax.store.names import embedded
-from kangaroo_jax.store.record import adapter_record
 from kangaroo_jax.store.tables import ADAPTER
 
 CONFIG = LlamaConfig(31, 22, 29, 3, 6, 3, 4)

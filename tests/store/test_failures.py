@@ -36,7 +36,7 @@ def test_only_orbax_is_quiet() -> None:
     try:
         with quiet_orbax():
             assert logging.getLogger("absl").disabled
-            for name in ("orbax.checkpoint", "train.loop"):
+            for name in ("orbax.checkpoint", "train.training_loop"):
                 # As code of that module would run.
                 source = {"__name__": name, "fail": fail}
                 exec("def run(): fail()", source)

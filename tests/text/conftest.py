@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from kangaroo_jax.text import Tokenizer, load_tokenizer
-from train.tokenizer import write_byte_tokenizer
+from train.byte_tokenizer import write_byte_tokenizer
 
 WORDS = ["\u2581", "\u2581hop", "hop", "\u2581\u2581", "a", "\u2581a", "\u00e9", "ha", "\ufffd"]
 

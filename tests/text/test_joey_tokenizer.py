@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 import kangaroo_jax
 from kangaroo_jax.text import Tokenizer, load_tokenizer
+from train.byte_tokenizer import write_byte_tokenizer
 from train.corpus import BOS, VOCAB_SIZE, encode_bytes
-from train.tokenizer import write_byte_tokenizer
 
 
 @pytest.fixture(scope="module")

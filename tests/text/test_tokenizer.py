@@ -14,7 +14,7 @@ import pytest
 import sentencepiece
 
 from kangaroo_jax.text import load_tokenizer
-from train.tokenizer import write_byte_tokenizer
+from train.byte_tokenizer import write_byte_tokenizer
 
 LLAMA_TOKENIZER_CONFIG = {
     "tokenizer_class": "LlamaTokenizer",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from collections.abc import Callable
+
 import jax
 import pytest
 
@@ -29,3 +33,17 @@ def tiny_params(tiny_config: LlamaConfig) -> dict:
     """Random weights, larger than the initialisation's, so that predictions differ from each other."""
     params = init_params(tiny_config, jax.random.key(5))
     return jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, params)
+
+
+@pytest.fixture(scope="session")
+def refusal() -> Callable[..., str]:
+    """Return a function that runs a command, which must be refused, and returns the one line that it prints."""
+
+    def refused(main: Callable[[list[str]], int], argv: list[str]) -> str:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            assert main(argv) == 1
+        (message,) = [line for line in said.getvalue().splitlines() if line.startswith("error: ")]
+        assert said.getvalue().endswith(f"{message}\n") and "Traceback" not in said.getvalue()
+        return message
+
+    return refused

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import jax
 import numpy as np
 import pytest
 
-import train.loop
+import train.training_loop
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter
 from kangaroo_jax.store import load_adapter, save_adapter, write_hf
 from train.adapter import main
-from train.options import build_parser, make_optimizer
-from train.tokenizer import write_byte_tokenizer
+from train.adapter_options import build_parser, make_optimizer
+from train.byte_tokenizer import write_byte_tokenizer
+
+Refusal = Callable[..., str]
 
 
 @pytest.fixture
@@ -71,7 +74,7 @@ def test_a_stopped_run_resumes_to_the_same_adapter(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     main([*command, "--out", str(model.parent / "whole")])
-    real = train.loop.place_batch
+    real = train.training_loop.place_batch
     calls = []
 
     def stopping(*args: Any) -> Any:
@@ -80,11 +83,10 @@ def test_a_stopped_run_resumes_to_the_same_adapter(
             os.kill(os.getpid(), signal.SIGINT)
         return real(*args)
 
-    monkeypatch.setattr(train.loop, "place_batch", stopping)
-    with pytest.raises(SystemExit) as stopped:
-        main(command)
+    monkeypatch.setattr(train.training_loop, "place_batch", stopping)
+    assert main(command) == 130
     monkeypatch.undo()
-    assert stopped.value.code == 130 and not (model / "adapter").exists()
+    assert not (model / "adapter").exists()
     assert "the same command goes on" in capsys.readouterr().err
     assert (model / "adapter-training" / "checkpoints" / "4").is_dir()
     main(command)
@@ -94,32 +96,25 @@ def test_a_stopped_run_resumes_to_the_same_adapter(
     assert record["steps"] == 6
 
 
-def refusal(argv: list[str]) -> str:
-    """Return the one line that a refused command prints."""
-    with pytest.raises(SystemExit) as refused:
-        main(argv)
-    message = str(refused.value.code)
-    assert message.startswith("error: ") and "\n" not in message
-    return message
-
-
 def test_another_run_is_not_resumed(
-    model: Path, command: list[str], tiny_config: LlamaConfig, tiny_params: dict
+    refusal: Refusal, model: Path, command: list[str], tiny_config: LlamaConfig, tiny_params: dict
 ) -> None:
     main(command)
     training = str(model / "adapter-training")
-    message = refusal([*command, "--exit-layer", "2"])
+    message = refusal(main, [*command, "--exit-layer", "2"])
     assert training in message and "exit_layer 1, not 2" in message and "another --out" in message
-    assert "learning_rate 0.003, not 0.1" in refusal([*command, "--learning-rate", "0.1"])
+    assert "learning_rate 0.003, not 0.1" in refusal(main, [*command, "--learning-rate", "0.1"])
     # Other weights of the same shape.
     write_hf(model, tiny_config, jax.tree.map(lambda x: x * 1.5, tiny_params), "float32")
-    assert "target_weights" in refusal(command)
+    assert "target_weights" in refusal(main, command)
     wider = dataclasses.replace(tiny_config, rope_theta=500.0)
     write_hf(model, wider, tiny_params, "float32")
-    assert "holds a run with target " in refusal(command)
+    assert "holds a run with target " in refusal(main, command)
 
 
-def test_a_warm_start_begins_with_the_given_adapter(model: Path, command: list[str], tiny_config: LlamaConfig) -> None:
+def test_a_warm_start_begins_with_the_given_adapter(
+    refusal: Refusal, model: Path, command: list[str], tiny_config: LlamaConfig
+) -> None:
     given = init_adapter(tiny_config, jax.random.key(77))
     warm = model.parent / "warm"
     save_adapter(warm, tiny_config, KangarooConfig(1), given, {})
@@ -128,7 +123,7 @@ def test_a_warm_start_begins_with_the_given_adapter(model: Path, command: list[s
     for leaf, expected in zip(leaves, jax.tree.leaves(given), strict=True):
         np.testing.assert_allclose(leaf, expected, atol=1e-7)
     out = ["--out", str(model.parent / "other")]
-    message = refusal([*command, *out, "--init-adapter", str(warm), "--exit-layer", "2"])
+    message = refusal(main, [*command, *out, "--init-adapter", str(warm), "--exit-layer", "2"])
     assert "trained for exit_layer 1, and exit_layer 2 is asked for" in message
 
 
@@ -164,8 +159,10 @@ def test_a_warm_start_begins_with_the_given_adapter(model: Path, command: list[s
         ("--init-adapter missing", "missing"),
     ],
 )
-def test_bad_options_are_refused_in_one_line(options: str, message: str, model: Path, command: list[str]) -> None:
-    assert message in refusal([*command, *options.split()])
+def test_bad_options_are_refused_in_one_line(
+    refusal: Refusal, options: str, message: str, model: Path, command: list[str]
+) -> None:
+    assert message in refusal(main, [*command, *options.split()])
     assert not (model / "adapter").exists() and not (model / "adapter-training").exists()
 
 
@@ -182,7 +179,12 @@ def chats(tmp_path: Path) -> Path:
 
 
 def test_an_adapter_is_trained_on_conversations(
-    model: Path, command: list[str], chats: Path, tiny_config: LlamaConfig, capsys: pytest.CaptureFixture[str]
+    refusal: Refusal,
+    model: Path,
+    command: list[str],
+    chats: Path,
+    tiny_config: LlamaConfig,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     main([*command, "--data", str(chats)])
     assert f"1 of 41 rows left out: 1 x conversations is empty ({chats}:41)" in capsys.readouterr().out
@@ -190,7 +192,7 @@ def test_an_adapter_is_trained_on_conversations(
     assert record["data"] == ["chats.json"] and record["mask"] == "reply" and record["held_out_loss"] > 0
     assert 17 * 24 < record["tokens"] < 18 * 26  # Six steps of three rows of 24 to 26 tokens, a few of them empty.
     assert "holds a run with mask 'reply', not 'upstream'" in refusal(
-        [*command, "--data", str(chats), "--mask", "upstream"]
+        main, [*command, "--data", str(chats), "--mask", "upstream"]
     )
 
 
@@ -208,9 +210,11 @@ def test_show_mask_prints_rows_and_trains_nothing(
     assert "?)[[(" in printed and "0 of 9 rows left out" in printed
 
 
-def test_data_and_a_free_destination_are_needed(model: Path, command: list[str], text_folder: Path) -> None:
-    assert "--data is missing" in refusal(["--model", str(model), "--length", "31"])
-    assert "holds something else than an adapter" in refusal([*command, "--out", str(text_folder)])
+def test_data_and_a_free_destination_are_needed(
+    refusal: Refusal, model: Path, command: list[str], text_folder: Path
+) -> None:
+    assert "--data is missing" in refusal(main, ["--model", str(model), "--length", "31"])
+    assert "holds something else than an adapter" in refusal(main, [*command, "--out", str(text_folder)])
 
 
 def test_the_rate_rises_then_falls_to_zero() -> None:
@@ -237,13 +241,3 @@ def test_options_choose_schedule_and_clipping() -> None:
     averages = next(leaf.mu for leaf in state[-1] if hasattr(leaf, "mu"))
     assert rates == pytest.approx([1 + np.cos(np.pi * step / 10) for step in range(6)], abs=1e-5)
     assert {name: float(value) for name, value in averages.items()} == pytest.approx({"w": 0.6, "v": 0.8})
-
-
-def test_help_names_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as done:
-        main(["--help"])
-    assert done.value.code == 0
-    text = capsys.readouterr().out
-    for action in build_parser()._actions[1:]:
-        assert action.option_strings[0] in text and action.help
-        assert action.required or "default" in action.help, action.option_strings

@@ -20,8 +20,8 @@ import pytest
 
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import load_adapter, write_hf
-from train.metrics import read_log
-from train.tokenizer import write_byte_tokenizer
+from train.byte_tokenizer import write_byte_tokenizer
+from train.run_log import read_log
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ import pytest
 
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import load_adapter, write_hf
-from train.tokenizer import write_byte_tokenizer
+from train.byte_tokenizer import write_byte_tokenizer
 
 PROGRAM = """
 import sys
@@ -25,8 +25,8 @@ from train.adapter import main
 model, text, out = sys.argv[1:]
 numbers = "--dtype float32 --exit-layer 1 --steps 6 --warmup 1 --batch-size 8 --length 31 --learning-rate 0.003"
 command = ["--model", model, "--data", text, *numbers.split()]
-main([*command, "--out", out + "/whole"])
-main([*command, "--out", out + "/split", "--shard-target", "2", "--accumulate", "2"])
+assert main([*command, "--out", out + "/whole"]) == 0
+assert main([*command, "--out", out + "/split", "--shard-target", "2", "--accumulate", "2"]) == 0
 assert jax.device_count() == 4
 """
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,9 +17,11 @@ from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter
 from kangaroo_jax.store import load_adapter, write_hf
 from train.adapter import main
 from train.best import Best
-from train.metrics import LOG, Recorder, read_log
-from train.record import check_writable, claimed
-from train.tokenizer import write_byte_tokenizer
+from train.byte_tokenizer import write_byte_tokenizer
+from train.run_log import LOG, Recorder, read_log
+from train.workspace import held
+
+Refusal = Callable[..., str]
 
 
 @pytest.fixture
@@ -31,47 +34,31 @@ def command(tmp_path: Path, text_folder: Path, tiny_config: LlamaConfig, tiny_pa
     return ["--model", str(model), "--data", str(text_folder), *numbers.split(), "--save-every", "2", "--keep", "3"]
 
 
-def refusal(argv: list[str]) -> str:
-    """Return the one line that a refused command prints."""
-    with pytest.raises(SystemExit) as refused:
-        main(argv)
-    message = str(refused.value.code)
-    assert message.startswith("error: ") and "\n" not in message
-    return message
-
-
-def test_destinations_that_cannot_be_written_are_refused(command: list[str], tmp_path: Path) -> None:
+def test_destinations_that_cannot_be_written_are_refused(refusal: Refusal, command: list[str], tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    assert f"{file} is a file; pass another --out" in refusal([*command, "--out", str(file / "below" / "out")])
-    assert "is a file; pass a folder" in refusal([*command, "--out", str(file)])
-    # The system lets nobody make a folder there, and says so only when asked to.
-    assert "/proc/nowhere-training cannot be written: no such file" in refusal([*command, "--out", "/proc/nowhere"])
+    assert f"{file} is a file; pass another --out" in refusal(main, [*command, "--out", str(file / "below" / "out")])
+    assert "is a file; pass a folder" in refusal(main, [*command, "--out", str(file)])
+    # The system lets nobody write there, and says so only when asked to.
+    assert "/proc is not writable; pass another --out" in refusal(main, [*command, "--out", "/proc/nowhere"])
     occupied = tmp_path / "occupied-training"
     occupied.write_text("")
-    assert f"{occupied} is a file" in refusal([*command, "--out", str(tmp_path / "occupied")])
-
-
-def test_a_folder_that_refuses_writes_is_seen_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_writable(tmp_path / "several" / "new" / "folders")
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # As for anyone but root.
-    with pytest.raises(ValueError, match=f"{tmp_path} is not writable; pass another --out"):
-        check_writable(tmp_path / "new")
+    assert f"{occupied} is a file" in refusal(main, [*command, "--out", str(tmp_path / "occupied")])
 
 
 def test_a_workspace_is_of_one_process_at_a_time(tmp_path: Path) -> None:
-    with claimed(tmp_path, {"seed": 1}):
+    with held(tmp_path, {"seed": 1}):
         with pytest.raises(ValueError, match=f"another process trains in {tmp_path}; wait for it"):
-            claimed(tmp_path, {"seed": 1}).__enter__()
+            held(tmp_path, {"seed": 1}).__enter__()
         assert json.loads((tmp_path / "settings.json").read_text()) == {"seed": 1}
-    with claimed(tmp_path, {"seed": 2}):  # Nothing has been trained: it may be another run.
+    with held(tmp_path, {"seed": 2}):  # Nothing has been trained: it may be another run.
         pass
 
 
 def test_checkpoints_without_settings_are_of_no_known_run(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "7").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"has no settings\.json; pass another --out"):
-        claimed(tmp_path, {}).__enter__()
+        held(tmp_path, {}).__enter__()
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
@@ -81,7 +68,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
     (tmp_path / "best").mkdir()
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     (tmp_path / "settings.json").write_text("{}")
-    with claimed(tmp_path, {}):
+    with held(tmp_path, {}):
         assert sorted(item.name for item in tmp_path.iterdir()) == [".lock", "best", "checkpoints", "settings.json"]
 
 
@@ -90,11 +77,11 @@ def test_a_refused_write_says_where_why_and_from_where_it_goes_on(tmp_path: Path
         (tmp_path / "checkpoints" / step).mkdir(parents=True)
     (tmp_path / "settings.json").write_text("{}")
     full = f"^{tmp_path}/log cannot be written: no space left on device; free some, and .* goes on from step 20$"
-    with pytest.raises(OSError, match=full), claimed(tmp_path, {}):
+    with pytest.raises(OSError, match=full), held(tmp_path, {}):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{tmp_path}/log")
-    with pytest.raises(OSError, match="read-only file system; make it writable, and the same"), claimed(tmp_path, {}):
+    with pytest.raises(OSError, match="read-only file system; make it writable, and the same"), held(tmp_path, {}):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-    with pytest.raises(ValueError, match=r"^something else$"), claimed(tmp_path, {}):
+    with pytest.raises(ValueError, match=r"^something else$"), held(tmp_path, {}):
         raise ValueError("something else")
 
 
@@ -137,7 +124,7 @@ def test_a_garbled_log_loses_only_its_garbled_lines(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_a_damaged_newest_checkpoint_is_named_and_an_earlier_one_serves(
-    command: list[str], tmp_path: Path, tiny_config: LlamaConfig, capfd: pytest.CaptureFixture[str]
+    refusal: Refusal, command: list[str], tmp_path: Path, tiny_config: LlamaConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     main([*command, "--out", str(out)])
@@ -147,7 +134,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_an_earlier_one_serves(
     os.truncate(data, data.stat().st_size // 2)
     (tmp_path / "out-training" / LOG).open("a").write('{"step": 7, "lo')
     capfd.readouterr()
-    message = refusal([*command, "--out", str(out)])
+    message = refusal(main, [*command, "--out", str(out)])
     assert message.startswith(f"error: {newest} cannot be read (") and message.endswith("go on from an earlier one")
     assert "Traceback" not in capfd.readouterr().err
     newest.rename(tmp_path / "damaged")
@@ -182,7 +169,9 @@ def test_a_best_adapter_of_a_killed_run_is_replaced_whole(tmp_path: Path, tiny_c
         ("turns.jsonl", '{"conversations": []}\n' * 3, "no usable row in --data"),
     ],
 )
-def test_data_of_no_use_is_refused(name: str, content: str, message: str, command: list[str], tmp_path: Path) -> None:
+def test_data_of_no_use_is_refused(
+    refusal: Refusal, name: str, content: str, message: str, command: list[str], tmp_path: Path
+) -> None:
     (tmp_path / name).write_text(content)
-    assert message in refusal([*command, "--data", str(tmp_path / name)])
+    assert message in refusal(main, [*command, "--data", str(tmp_path / name)])
     assert not (tmp_path / "tiny" / "adapter-training").exists()

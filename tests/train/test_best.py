@@ -12,8 +12,8 @@ from kangaroo_jax.model import AdapterConfig, KangarooConfig, LlamaConfig, init_
 from train.batches import Conversations, Shape
 from train.best import BEST, Best
 from train.decoding import held_out_prompts
-from train.record import claimed
 from train.render import Sample
+from train.workspace import held
 
 
 def params_of(config: LlamaConfig, seed: int) -> dict:
@@ -45,16 +45,16 @@ def test_that_of_another_draft_model_is_refused(
 
 
 def test_that_of_a_run_without_a_checkpoint_is_not_the_next_runs(tmp_path: Path, tiny_config: LlamaConfig) -> None:
-    with claimed(tmp_path, {"exit_layer": 2}):
+    with held(tmp_path, {"exit_layer": 2}):
         best = Best(tmp_path / BEST, tiny_config, KangarooConfig(2))
         best.offer(5, params_of(tiny_config, 0), {"compression_rate": 2.0})
-    with claimed(tmp_path, {"exit_layer": 1}):
+    with held(tmp_path, {"exit_layer": 1}):
         assert Best(tmp_path / BEST, tiny_config, KangarooConfig(1)).read() is None
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
-    with claimed(tmp_path, {"exit_layer": 1}):
+    with held(tmp_path, {"exit_layer": 1}):
         best = Best(tmp_path / BEST, tiny_config, KangarooConfig(1))
         best.offer(3, params_of(tiny_config, 0), {"compression_rate": 2.0})
-    with claimed(tmp_path, {"exit_layer": 1}):
+    with held(tmp_path, {"exit_layer": 1}):
         assert best.read() is not None
 
 

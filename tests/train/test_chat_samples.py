@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kangaroo_jax.text import Tokenizer, load_tokenizer
-from kangaroo_jax.text.chat import chat_ids
+from kangaroo_jax.text.chat_template import chat_ids
+from train.byte_tokenizer import write_byte_tokenizer
 from train.conversation import Messages
 from train.corpus import BYTE_OFFSET, EOS
 from train.render import Renderer, Sample, mask_of, show_mask
 from train.rows import BadRow
-from train.tokenizer import write_byte_tokenizer
 
 # A turn ends with a line after the end token, and thoughts are shown in the last reply alone.
 THINKING = (

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from kangaroo_jax.text import load_tokenizer
 from train.batches import BUCKET, Batch, Conversations, Counts, Shape, Windows
+from train.byte_tokenizer import write_byte_tokenizer
 from train.corpus import BOS, EOS, TokenTexts
 from train.data import load_data
 from train.render import Sample
-from train.tokenizer import write_byte_tokenizer
 
 
 def samples_of(lengths: list[int]) -> list[Sample]:

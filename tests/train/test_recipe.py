@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from kangaroo_jax.model import LlamaConfig
+from train.adapter_options import build_parser
 from train.joey import joey_config
-from train.options import build_parser
+from train.preparation import settle
 from train.recipe import drafts_of, scheduled, settled
-from train.run import settle
-from workshop.shapes import SHAPES
+from workshop.published_shapes import SHAPES
 
 
 def options(words: str, config: LlamaConfig) -> Any:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import kangaroo_jax
 from kangaroo_jax.engine.plan import Options, plan
-from train.journal import Journal
 from train.replies import Batch, Totals, Writer
-from train.turns import Reply, Row
+from train.reply_rows import Reply, Row
+from workshop.journal import Journal
 
 
 class Told(Writer):
