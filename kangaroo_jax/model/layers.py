@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -124,8 +126,8 @@ def _put(rows: Shaped[Array, "B *X S"], block: Shaped[Array, "B *X T"], start: I
 
 def attend(
     q: Float[Array, "B T H hd"],
-    k: Float[Array, "*BK S hd"],
-    v: Float[Array, "*BK S hd"],
+    k: Float[Array, "*KB S hd"],
+    v: Float[Array, "*KB S hd"],
     mask: Bool[Array, "B T S"],
 ) -> Float[Array, "B T O"]:
     """Scaled dot-product attention over folded keys and values (as in a ``KVCache``); scores and softmax in fp32.
@@ -135,15 +137,17 @@ def attend(
     batch, length, heads, width = q.shape
     row = "n" if k.ndim == 3 else ""
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
-    queries = fold_heads(q).reshape(*k.shape[:-2], -1, width)
+    kv_heads = math.prod(k.shape[:-2]) // batch
+    groups = (kv_heads, batch, heads // kv_heads, length)
+    queries = q.reshape(batch, length, kv_heads, -1, width).transpose(2, 0, 3, 1, 4).reshape(*k.shape[:-2], -1, width)
     scores = jnp.einsum(
         f"{row}qd,{row}sd->{row}qs", queries, k, precision=precision, preferred_element_type=jnp.float32
     )
-    visible = jnp.broadcast_to(mask[:, None], (batch, heads, length, mask.shape[-1])).reshape(scores.shape)
+    visible = jnp.broadcast_to(mask[:, None], (*groups, mask.shape[-1])).reshape(scores.shape)
     scores = jnp.where(visible, scores * width**-0.5, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     mixed = jnp.einsum(f"{row}qs,{row}sd->{row}qd", weights, v, precision=precision)
-    return mixed.reshape(batch, heads, length, width).transpose(0, 2, 1, 3).reshape(batch, length, heads * width)
+    return mixed.reshape(*groups, width).transpose(1, 3, 0, 2, 4).reshape(batch, length, heads * width)
 
 
 QUERY_PIECE = 256
@@ -151,8 +155,8 @@ QUERY_PIECE = 256
 
 def attend_within(
     q: Float[Array, "B T H hd"],
-    k: Float[Array, "BK T hd"],
-    v: Float[Array, "BK T hd"],
+    k: Float[Array, "KB T hd"],
+    v: Float[Array, "KB T hd"],
     mask: Bool[Array, "B T T"],
 ) -> Float[Array, "B T O"]:
     """Return ``attend`` of a block to itself: pieces of the queries, each with the keys up to its end.

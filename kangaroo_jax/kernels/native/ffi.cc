@@ -342,7 +342,7 @@ struct Stack {
       const int64_t first = std::min(std::max<int64_t>(start[sequence], 0), slots - tokens);
       const int64_t slot = first + place % tokens;
       for (int64_t head = 0; head < kv_heads; ++head) {
-        const int64_t at = ((sequence * kv_heads + head) * slots + slot) * head_width;
+        const int64_t at = ((head * batch + sequence) * slots + slot) * head_width;
         put(layer.k, at, q + (heads + head) * head_width);
         put(layer.v, at, q + (heads + kv_heads + head) * head_width);
       }
@@ -372,7 +372,7 @@ struct Stack {
     const int64_t some = std::min(std::max<int64_t>(ceil_div(all, team.size()), 1), std::min(kQueries, most * group));
     const int64_t pieces = ceil_div(most * group, some);
     team.run(batch * kv_heads * pieces, [&](int64_t chunk) {
-      const int64_t piece = chunk % pieces, row = chunk / pieces, sequence = row / kv_heads, head = row % kv_heads;
+      const int64_t piece = chunk % pieces, row = chunk / pieces, head = row / batch, sequence = row % batch;
       const int64_t first = list.first[sequence], valid = list.first[sequence + 1] - first, queries = valid * group;
       if (piece * some >= queries) return;
       static thread_local std::vector<float> scores;
