@@ -180,7 +180,7 @@ def attend_within(
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions; q, k and v come from one fused product.
+    """Grouped-query self-attention with rotary positions; q, k and v come from one product (see ``fused``).
 
     Options of the model's family: a bias on that product (Qwen2), norms on each head of q and k (Qwen3).
     """
@@ -195,7 +195,8 @@ class Attention(nn.Module):
         config = self.config
         heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         qkv = Linear((heads + 2 * kv_heads) * width, config.family.qkv_bias, name="qkv_proj")(x)
-        q, k, v = jnp.split(qkv.reshape(*x.shape[:2], -1, width), [heads, heads + kv_heads], axis=2)
+        groups = qkv.reshape(*x.shape[:2], kv_heads, -1, width)  # Of each: its query heads, a key and a value.
+        q, k, v = groups[..., :-2, :].reshape(*x.shape[:2], heads, width), groups[..., -2, :], groups[..., -1, :]
         if config.family.qk_norm:
             q, k = RMSNorm(config.rms_norm_eps, name="q_norm")(q), RMSNorm(config.rms_norm_eps, name="k_norm")(k)
         q, k = apply_rope(q, context.rope), apply_rope(k, context.rope)
@@ -209,15 +210,15 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """``down(silu(gate(x)) * up(x))``; gate and up come from one fused product."""
+    """``down(silu(gate(x)) * up(x))``; gate and up come from one product (see ``fused``)."""
 
     config: LlamaConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Apply the gated MLP to every position."""
-        gate, up = jnp.split(Linear(2 * self.config.intermediate_size, name="gate_up_proj")(x), 2, axis=-1)
-        return Linear(x.shape[-1], name="down_proj")(nn.silu(gate) * up)
+        pairs = Linear(2 * self.config.intermediate_size, name="gate_up_proj")(x).reshape(*x.shape[:-1], -1, 2)
+        return Linear(x.shape[-1], name="down_proj")(nn.silu(pairs[..., 0]) * pairs[..., 1])
 
 
 class Block(nn.Module):
