@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 
 from kangaroo_jax.model import LlamaConfig, abstract_params
 from kangaroo_jax.store import config_to_hf, write_hf, write_json
+from train.checkpoints import check_format
 from train.tokenizer import write_byte_tokenizer
 
 
@@ -25,11 +26,12 @@ def export_joey(config: LlamaConfig, checkpoints: Path, out: Path) -> int:
         The optimiser step of the params.
 
     Raises:
-        ValueError: if there is no checkpoint.
+        ValueError: if there is no checkpoint, or the newest is of another format.
     """
     steps = [int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()]
     if not steps:
         raise ValueError(f"no checkpoint in {checkpoints}; run python -m train.joey first")
+    check_format(checkpoints)
     # The optimiser's state, two thirds of the file, is left alone.
     wanted = {"params": abstract_params(config)}
     restore = ocp.args.PyTreeRestore(

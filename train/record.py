@@ -23,7 +23,7 @@ from kangaroo_jax.store import fingerprint, read_json, write_json
 from kangaroo_jax.store.failures import system_error
 from kangaroo_jax.store.files import locked
 from train.best import BEST
-from train.checkpoints import CHECKPOINTS
+from train.checkpoints import CHECKPOINTS, check_format
 from train.corpus import TokenTexts
 from train.metrics import SEEN, read_log
 
@@ -152,6 +152,7 @@ def _check_same_run(workspace: Path, settings: dict[str, Any]) -> None:
     if not _steps(workspace):
         shutil.rmtree(workspace / BEST, ignore_errors=True)  # Of a run that was killed before its first checkpoint.
         return
+    check_format(workspace / CHECKPOINTS)
     found = read_json(workspace / _SETTINGS, "pass another --out, or delete that folder to start anew")
     for name, value in settings.items():
         if found.get(name) != value:

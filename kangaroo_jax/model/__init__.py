@@ -7,7 +7,7 @@ K key/value heads, hd head_dim, F intermediate_size, V vocab_size, N layers, G =
 from kangaroo_jax.model.adapter import Adapter, abstract_adapter, draft_head, init_adapter, run_adapter
 from kangaroo_jax.model.cache import KVCache, init_cache, keep_path
 from kangaroo_jax.model.config import FAMILIES, METHODS, KangarooConfig, LlamaConfig, RopeScaling
-from kangaroo_jax.model.fused import Columns, fused_at, fused_parts
+from kangaroo_jax.model.fused import Columns, Fused, fused_at, fused_parts
 from kangaroo_jax.model.layers import RMSNorm, linear
 from kangaroo_jax.model.llama import (
     abstract_params,
@@ -28,6 +28,7 @@ __all__ = [
     "Adapter",
     "AdapterConfig",
     "Columns",
+    "Fused",
     "KVCache",
     "KangarooConfig",
     "LlamaConfig",

@@ -34,22 +34,24 @@ class Fused:
 
     Attributes:
         groups: how many equal groups there are, one after the other; devices share whole ones.
-        widths: columns that each part has in a group, in order.
+        parts: names of the parts, in order.
+        widths: columns that each of them has in a group.
     """
 
     groups: int
-    widths: dict[str, int]
+    parts: tuple[str, ...]
+    widths: tuple[int, ...]
 
     def columns(self, part: str) -> Columns:
         """Return which columns a part has; in a row, they are in the part's own order."""
-        names = list(self.widths)
-        start = sum(self.widths[name] for name in names[: names.index(part)])
-        return Columns(start, start + self.widths[part], sum(self.widths.values()))
+        index = self.parts.index(part)
+        start = sum(self.widths[:index])
+        return Columns(start, start + self.widths[index], sum(self.widths))
 
     def from_blocks(self, leaf: Shaped[Array, "*X O"]) -> Shaped[Array, "*X O"]:
         """Return a leaf in this order that has its parts as whole blocks, q | k | v or gate | up."""
         pieces, at = [], 0
-        for width in self.widths.values():
+        for width in self.widths:
             block = leaf[..., at : (at := at + self.groups * width)]
             pieces.append(block.reshape(*leaf.shape[:-1], self.groups, width))
         return jnp.concatenate(pieces, axis=-1).reshape(leaf.shape)
@@ -59,8 +61,8 @@ def fused_parts(config: LlamaConfig) -> dict[str, Fused]:
     """Return what is fused in a layer, by the name of the module."""
     heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     return {
-        "qkv_proj": Fused(kv_heads, {"q": heads // kv_heads * width, "k": width, "v": width}),
-        "gate_up_proj": Fused(config.intermediate_size, {"gate": 1, "up": 1}),
+        "qkv_proj": Fused(kv_heads, ("q", "k", "v"), (heads // kv_heads * width, width, width)),
+        "gate_up_proj": Fused(config.intermediate_size, ("gate", "up"), (1, 1)),
     }
 
 

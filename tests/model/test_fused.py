@@ -38,7 +38,7 @@ def test_the_parts_are_all_columns_once(heads: int, kv_heads: int) -> None:
     for name, columns in {"qkv_proj": 2 * (heads + 2 * kv_heads), "gate_up_proj": 10}.items():
         fused = fused_parts(config)[name]
         parts = []
-        for start, stop, every in map(fused.columns, fused.widths):
+        for start, stop, every in map(fused.columns, fused.parts):
             parts.append(np.arange(columns).reshape(-1, every)[:, start:stop].reshape(-1))
         assert sorted(np.concatenate(parts)) == list(range(columns))
         moved = np.asarray(fused.from_blocks(np.arange(columns)))
