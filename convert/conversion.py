@@ -15,7 +15,16 @@ from convert.check import Report
 from convert.outline import outline
 from convert.sources import TEXT_FILES
 from kangaroo_jax.files import check_vacant, partial_of, resumable_directory, write_json
-from kangaroo_jax.store import Leaf, ParamsWriter, checkpoint_tensors, config_to_hf, open_hf, read_config, weight_files
+from kangaroo_jax.store import (
+    FORMAT,
+    Leaf,
+    ParamsWriter,
+    checkpoint_tensors,
+    config_to_hf,
+    open_hf,
+    read_config,
+    weight_files,
+)
 
 _PARTS = "parts"
 
@@ -112,6 +121,7 @@ def _work(source: Path, leaves: list[Leaf]) -> dict[str, Any]:
     """Return what makes two conversions the same, so that one may go on where the other stopped."""
     files = {file: file.stat() for file in weight_files(source)}
     return {
+        "format": FORMAT,
         "source": str(source.resolve()),
         "files": {file.name: [found.st_size, found.st_mtime_ns] for file, found in files.items()},
         "leaves": {leaf.path: [list(leaf.shape), leaf.dtype.name] for leaf in leaves},

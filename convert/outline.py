@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kangaroo_jax.model import LlamaConfig
+from kangaroo_jax.model import Columns, LlamaConfig
 from kangaroo_jax.store import DTYPES, Entry, Shape, StoredTensor, as_dtype, common_dtype, entries, matched
 
 _LAYER = re.compile(r"(?<=layers[._])\d+")
@@ -27,7 +27,7 @@ class Row:
         shape: as stored.
         dtype: as stored.
         path: the leaf of the params, in the same notation.
-        columns: the block of the leaf's last axis that the tensor fills, or None for all of it.
+        columns: which of the leaf's columns the tensor fills, or None for all.
         transposed: whether the leaf holds it transposed.
         result: its dtype in the params.
         count: number of tensors.
@@ -37,7 +37,7 @@ class Row:
     shape: Shape
     dtype: str
     path: str
-    columns: tuple[int, int] | None
+    columns: Columns | None
     transposed: bool
     result: str
     count: int = 1
@@ -93,7 +93,7 @@ def rows(config: LlamaConfig, tensors: Sequence[StoredTensor], dtype: Any = None
             shape=entry.shape,
             dtype=np.dtype(tensor.dtype).name,
             path=entry.path,
-            columns=_columns(entry),
+            columns=entry.columns if entry.columns[:2] != (0, entry.leaf_shape[-1]) else None,
             transposed=entry.transpose,
             result=result.name,
         )
@@ -114,11 +114,6 @@ def collapsed(found: Iterable[Row]) -> list[Row]:
         )
         for row, layers in groups.items()
     ]
-
-
-def _columns(entry: Entry) -> tuple[int, int] | None:
-    whole = entry.columns == slice(0, entry.leaf_shape[-1])
-    return None if whole else (entry.columns.start, entry.columns.stop)
 
 
 def _depth(entry: Entry, config: LlamaConfig) -> int:
@@ -149,7 +144,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.name,
         f"{row.dtype} {_extents(row.shape)}",
-        row.path + (f" [{row.columns[0]}:{row.columns[1]}]" if row.columns else ""),
+        row.path + (" [{}:{} of every {}]".format(*row.columns) if row.columns else ""),
         _extents(row.shape[::-1] if row.transposed else row.shape),
         (f"{row.count} x " if row.count > 1 else "") + f"{row.bytes_written // row.count:,}",
     )

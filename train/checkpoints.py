@@ -10,12 +10,33 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from kangaroo_jax.files import first_line
-from kangaroo_jax.store import await_orbax, quiet_orbax, system_error
+from kangaroo_jax.files import first_line, read_json, write_json
+from kangaroo_jax.store import FORMAT, await_orbax, quiet_orbax, system_error
 
 CHECKPOINTS = "checkpoints"
 """Their folder in that of a run."""
 GOES_ON = "the same command goes on from the last checkpoint"
+_RECORD = "format.json"
+
+
+def check_format(directory: Path) -> None:
+    """Refuse states whose fused weights, and what the optimiser knows of each, have their columns in another order.
+
+    Args:
+        directory: of the checkpoints; it need not exist.
+
+    Raises:
+        ValueError: if there are such states.
+    """
+    if not any(item.name.isdigit() for item in directory.glob("*")):
+        return
+    advice = "end the run with the version of kangaroo_jax that began it, or delete that folder to start anew"
+    record = read_json(directory / _RECORD, advice) if (directory / _RECORD).is_file() else {"format": 1}
+    if record.get("format") != FORMAT:
+        raise ValueError(
+            f"{directory} has states of format {record.get('format')!r:.20}, and this version of kangaroo_jax goes on "
+            f"from format {FORMAT}; {advice}"
+        )
 
 
 class Checkpoints:
@@ -32,6 +53,7 @@ class Checkpoints:
             keep: how many are kept.
 
         Raises:
+            ValueError: if it holds states of another format.
             OSError: if the folder cannot be made.
         """
         self._directory = directory.absolute()
@@ -41,7 +63,9 @@ class Checkpoints:
         if self._writes:
             alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
             options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, multiprocessing_options=alone)
+            check_format(self._directory)
             self._directory.mkdir(parents=True, exist_ok=True)
+            write_json(self._directory / _RECORD, {"format": FORMAT})
             self._quiet.enter_context(quiet_orbax())  # Until the end: a failure in the background is told at any time.
             self._manager = ocp.CheckpointManager(self._directory, options=options)
 

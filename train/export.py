@@ -12,6 +12,7 @@ from kangaroo_jax.files import write_json
 from kangaroo_jax.model import LlamaConfig, abstract_params
 from kangaroo_jax.store import config_to_hf, write_hf
 from train.byte_tokenizer import write_byte_tokenizer
+from train.checkpoints import check_format
 
 
 def export_joey(config: LlamaConfig, checkpoints: Path, out: Path) -> int:
@@ -26,11 +27,12 @@ def export_joey(config: LlamaConfig, checkpoints: Path, out: Path) -> int:
         The optimiser step of the params.
 
     Raises:
-        ValueError: if there is no checkpoint.
+        ValueError: if there is no checkpoint, or the newest is of another format.
     """
     steps = [int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()]
     if not steps:
         raise ValueError(f"no checkpoint in {checkpoints}; run python -m train.joey first")
+    check_format(checkpoints)
     # The optimiser's state, two thirds of the file, is left alone.
     wanted = {"params": abstract_params(config)}
     restore = ocp.args.PyTreeRestore(

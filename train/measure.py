@@ -94,7 +94,7 @@ def compiled_bytes(config: LlamaConfig, args: argparse.Namespace) -> tuple[int, 
     optimizer = adapter_optimizer(1e-4, 1000, 100)
     state = jax.eval_shape(lambda adapter: init_state(adapter, optimizer), abstract_adapter(config))
     mesh = target_mesh(args.shard_target) if args.shard_target > 1 else None
-    rule = target_sharding(mesh) if mesh else None
+    rule = target_sharding(mesh, config) if mesh else None
 
     def weight(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         name = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -86,7 +86,8 @@ def prepare(args: argparse.Namespace) -> Run:
     check_vacant(out, drafts)
     check_data(args)
     mesh = target_mesh(args.shard_target) if args.shard_target > 1 else None
-    config, target, directory = load_target(args.model, args.dtype, target_sharding(mesh) if mesh else None)
+    spread = target_sharding(mesh, read_config(source)) if mesh else None
+    config, target, directory = load_target(args.model, args.dtype, spread)
     own = one_copy(target, mesh)[0] if mesh else target  # What this process can read of it.
     adapters = {}
     for name, draft in drafts.items():

@@ -18,7 +18,7 @@ from kangaroo_jax.files import read_json, write_json
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import fingerprint, system_error
 from train.best import BEST
-from train.checkpoints import CHECKPOINTS
+from train.checkpoints import CHECKPOINTS, check_format
 from train.corpus import TokenTexts
 from train.run_log import SEEN, read_log
 from workshop.journal import check_same
@@ -140,6 +140,7 @@ def _check_same_run(workspace: Path, settings: dict[str, Any]) -> None:
     if not _steps(workspace):
         shutil.rmtree(workspace / BEST, ignore_errors=True)  # Of a run that was killed before its first checkpoint.
         return
+    check_format(workspace / CHECKPOINTS)
     found = read_json(workspace / _SETTINGS, _ANEW)
     check_same(f"{workspace} holds a run", found, settings, settings, _ANEW)
 

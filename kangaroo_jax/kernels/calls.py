@@ -70,7 +70,7 @@ def layers(
         rope: cosines and sines of their positions.
         mask: which slots each of them sees: one at least, and none at or after ``start + T``.
         start: slot of the first token of each sequence.
-        caches: keys and values of each layer, ``[B * K, S, hd]`` or ``[S, hd]``; their memory is used for the results,
+        caches: keys and values of each layer, ``[K * B, S, hd]`` or ``[S, hd]``; their memory is used for the results,
             so that in a loop they are updated in place.
         heads: query heads.
         kv_heads: key/value heads.

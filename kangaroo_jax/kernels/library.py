@@ -14,7 +14,7 @@ SWITCH = "KANGAROO_KERNELS"
 CHOICES = ("auto", "xla", "native")
 ISA_SWITCH = "KANGAROO_KERNELS_ISA"
 ISAS = ("AVX-512 BF16", "AVX-512", "AVX2", "portable")
-_FUNCTIONS = {"kangaroo_product": "KangarooProduct", "kangaroo_layers": "KangarooLayers"}
+_FUNCTIONS = {"kangaroo_product": "KangarooProduct", "kangaroo_layers": "KangarooLayers2"}
 
 
 @functools.cache

@@ -19,10 +19,10 @@ class Packed(struct.PyTreeNode):
 
     Attributes:
         blocks: float32 ``[ceil(O / 32), I, 32]``, or bfloat16 ``[ceil(O / 32), ceil(I / 2), 32, 2]``: two rows in turn.
-            A block of pairs has 16 columns of the left half, then 16 of the right one, and there are ceil(O / 2 / 16).
+            A block of pairs has the first columns of 16 pairs, then the second ones, and there are ceil(O / 2 / 16).
         depth: I.
         columns: O.
-        pairs: whether the left and right halves of the matrix are interleaved: gates and ups of an MLP.
+        pairs: whether columns come in pairs: a gate of an MLP and its up.
     """
 
     blocks: Float[Array, "N ..."]
@@ -65,9 +65,9 @@ def unpack(packed: Packed) -> Float[Array, "I O"]:
     blocks, depth = packed.blocks, packed.depth
     if blocks.ndim == 4:
         blocks = blocks.transpose(0, 1, 3, 2).reshape(len(blocks), -1, BLOCK)[:, :depth]
-    halves = 1 + packed.pairs
-    parts = blocks.reshape(-1, depth, halves, BLOCK // halves).transpose(1, 2, 0, 3).reshape(depth, halves, -1)
-    return parts[:, :, : packed.columns // halves].reshape(depth, -1)
+    each = 1 + packed.pairs
+    parts = blocks.reshape(-1, depth, each, BLOCK // each).transpose(1, 0, 3, 2)
+    return parts.reshape(depth, -1)[:, : packed.columns]
 
 
 @jax.jit
@@ -83,10 +83,9 @@ def _fits_bf16(kernel: Float[Array, "I O"]) -> bool:
 @partial(jax.jit, static_argnums=(1, 2))
 def _arrange(kernel: Float[Array, "I O"], pairs: bool, storage: jnp.dtype) -> Float[Array, "N ..."]:
     depth = kernel.shape[0]
-    halves = kernel.astype(storage).reshape(depth, 1 + pairs, -1)
-    width = BLOCK // (1 + pairs)
-    halves = jnp.pad(halves, ((0, 0), (0, 0), (0, -halves.shape[2] % width)))
-    blocks = halves.reshape(depth, 1 + pairs, -1, width).transpose(2, 0, 1, 3).reshape(-1, depth, BLOCK)
+    each = 1 + pairs
+    padded = jnp.pad(kernel.astype(storage), ((0, 0), (0, -kernel.shape[1] % BLOCK)))
+    blocks = padded.reshape(depth, -1, BLOCK // each, each).transpose(1, 0, 3, 2).reshape(-1, depth, BLOCK)
     if storage != jnp.bfloat16:
         return blocks
     blocks = jnp.pad(blocks, ((0, 0), (0, depth % 2), (0, 0)))

@@ -8,6 +8,7 @@ from kangaroo_jax.model.adapter import Adapter, abstract_adapter, draft_head, in
 from kangaroo_jax.model.cache import KVCache, init_cache, keep_path
 from kangaroo_jax.model.config import FAMILIES, METHODS, KangarooConfig, LlamaConfig, RopeScaling
 from kangaroo_jax.model.context import Context, branch, line
+from kangaroo_jax.model.fused import Columns, Fused, fused_at, fused_parts
 from kangaroo_jax.model.layers import RMSNorm, linear
 from kangaroo_jax.model.llama import (
     abstract_params,
@@ -27,7 +28,9 @@ __all__ = [
     "METHODS",
     "Adapter",
     "AdapterConfig",
+    "Columns",
     "Context",
+    "Fused",
     "KVCache",
     "KangarooConfig",
     "LlamaConfig",
@@ -39,6 +42,8 @@ __all__ = [
     "draft_head",
     "embed",
     "forward",
+    "fused_at",
+    "fused_parts",
     "head",
     "head_kernel",
     "init_adapter",

@@ -30,6 +30,7 @@ from kangaroo_jax.kernels import packs
 from kangaroo_jax.model.cache import KVCache
 from kangaroo_jax.model.config import LlamaConfig
 from kangaroo_jax.model.context import Context, line
+from kangaroo_jax.model.fused import fused_parts
 from kangaroo_jax.model.layers import MLP, Attention, Linear, RMSNorm, Shared, share
 from kangaroo_jax.model.llama import head_kernel
 from kangaroo_jax.model.native import run_packed
@@ -122,6 +123,7 @@ def init_adapter(
     params = Adapter(layers, kind).init(rng, x, share(layers, line(jnp.zeros((1, 1), jnp.int32), None)), None)["params"]
     if kind.own_head:
         params["lm_head"] = {"kernel": jnp.zeros((config.hidden_size, config.vocab_size))}
+    fused = fused_parts(layers)
     for path, key in zip(_MATRICES, jax.random.split(rng, len(_MATRICES)), strict=True):
         part = params
         for name in path:
@@ -129,7 +131,8 @@ def init_adapter(
         if "kernel" in part:
             shape = part["kernel"].shape
             bound = 1 / math.sqrt(shape[0])
-            part["kernel"] = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+            kernel = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+            part["kernel"] = fused[path[-1]].from_blocks(kernel) if path[-1] in fused else kernel
     if kind.own_head and target is not None:
         # A copy, so that neither can be donated with the other.
         params["lm_head"]["kernel"] = jnp.array(head_kernel(target), jnp.float32, copy=True)

@@ -1,8 +1,13 @@
 """Key/value caches. Slots are positions: slot s of a row holds absolute position s of that sequence.
 
-Rows of a cache are (sequence, head) pairs folded into one axis, ``[B * K, S, hd]``: the one layout that XLA updates
-in place on CPU and GPU for one sequence as for many. A cache is never rolled back or copied: what lies beyond a
-sequence's length is masked, and overwritten before it is ever read.
+Rows of a cache are (head, sequence) pairs folded into one axis, ``[K * B, S, hd]``: the one layout that XLA updates
+in place on CPU and GPU for one sequence as for many. Heads come first, so that a split of the rows over devices gives
+each some heads of all sequences. A cache is never rolled back or copied: what lies beyond a sequence's length is
+masked, and overwritten before it is ever read. Rows of 2 heads and 3 sequences::
+
+    row       0   1   2   3   4   5
+    head      0   0   0   1   1   1
+    sequence  0   1   2   0   1   2
 
 A single row (one sequence, one key/value head) has no leading axis, ``[S, hd]``: XLA would drop a leading axis of 1
 itself, by a bitcast between update and use that costs a copy of the cache at every layer of every step.
@@ -22,12 +27,12 @@ class KVCache(struct.PyTreeNode):
     """Keys and values of one attention layer.
 
     Attributes:
-        k: rotated keys, ``[B * K, S, hd]``, or ``[S, hd]`` for a single row.
+        k: rotated keys, ``[K * B, S, hd]``, or ``[S, hd]`` for a single row.
         v: values, in the same shape.
     """
 
-    k: Float[Array, "*BK S hd"]
-    v: Float[Array, "*BK S hd"]
+    k: Float[Array, "*KB S hd"]
+    v: Float[Array, "*KB S hd"]
 
     @property
     def slots(self) -> int:
@@ -50,7 +55,7 @@ def write_cache(
 ) -> KVCache:
     """Store a block of keys and values at slots ``[start[b], start[b] + T)`` of each sequence b, in place.
 
-    ``lax.dynamic_update_slice`` clamps its start: the caller allocates enough slots (see ``decode.cache_slots``).
+    A start without room for the block behind it is clamped: the caller allocates enough slots (``decode.cache_slots``).
     """
     return KVCache(k=_write(cache.k, k, start), v=_write(cache.v, v, start))
 
@@ -65,32 +70,39 @@ def keep_path(cache: KVCache, start: Int[Array, " B"], path: Int[Array, "B T"]) 
     batch, length = path.shape
     slots = start[:, None] + path
 
-    def move(buffer: Float[Array, "*BK S hd"]) -> Array:
-        split = buffer.reshape(batch, -1, *buffer.shape[-2:])
+    def move(buffer: Float[Array, "*KB S hd"]) -> Array:
+        split = buffer.reshape(-1, batch, *buffer.shape[-2:])
         if batch == 1:  # XLA:CPU fuses a gather with the write that follows, and then copies the buffer for both.
             pieces = [jax.lax.dynamic_slice_in_dim(split, slots[0, index], 1, axis=2) for index in range(length)]
             rows = jnp.concatenate(pieces, axis=2)
         else:
-            rows = jnp.take_along_axis(split, slots[:, None, :, None], axis=2)
-        return _write(buffer, rows.transpose(0, 2, 1, 3), start)
+            rows = jnp.take_along_axis(split, slots[None, :, :, None], axis=2)
+        return _write(buffer, rows.transpose(1, 2, 0, 3), start)
 
     return KVCache(k=move(cache.k), v=move(cache.v))
 
 
-def fold_heads(x: Float[Array, "B T K hd"]) -> Float[Array, "BK T hd"]:
-    """Fold batch and heads into the leading axis, as the cache has them."""
+def fold_heads(x: Float[Array, "B T K hd"]) -> Float[Array, "KB T hd"]:
+    """Fold heads and batch into the leading axis, as the cache has them."""
     batch, length, heads, width = x.shape
-    return x.transpose(0, 2, 1, 3).reshape(batch * heads, length, width)
+    return x.transpose(2, 0, 1, 3).reshape(heads * batch, length, width)
 
 
-def _write(buffer: Float[Array, "*BK S hd"], new: Float[Array, "B T K hd"], start: Int[Array, " B"]) -> Array:
-    batch, heads = new.shape[0], new.shape[2]
-    rows = fold_heads(new).astype(buffer.dtype)
+def _write(buffer: Float[Array, "*KB S hd"], new: Float[Array, "B T K hd"], start: Int[Array, " B"]) -> Array:
+    batch = len(new)
+    new = new.astype(buffer.dtype)
     if buffer.ndim == 2:
-        return jax.lax.dynamic_update_slice(buffer, rows[0], (start[0], 0))
+        return jax.lax.dynamic_update_slice(buffer, new[0, :, 0], (start[0], 0))
     if batch == 1:
-        return jax.lax.dynamic_update_slice(buffer, rows, (0, start[0], 0))
-    # One in-place scatter for sequences of different lengths.
-    split = buffer.reshape(batch, heads, *buffer.shape[1:])
-    update = jax.vmap(lambda row, block, at: jax.lax.dynamic_update_slice(row, block, (0, at, 0)))
-    return update(split, rows.reshape(batch, heads, *rows.shape[1:]), start).reshape(buffer.shape)
+        return jax.lax.dynamic_update_slice(buffer, fold_heads(new), (0, start[0], 0))
+    # One in-place scatter for sequences of different lengths: vmap would move the batch to the front of the buffer.
+    blocks = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(1, 2, 3),
+        inserted_window_dims=(),
+        scatter_dims_to_operand_dims=(2,),
+        operand_batching_dims=(1,),
+        scatter_indices_batching_dims=(0,),
+    )
+    split, update = buffer.reshape(-1, batch, *buffer.shape[1:]), new.transpose(0, 2, 1, 3)
+    written = jax.lax.scatter(split, start[:, None], update, blocks, unique_indices=True, mode="clip")
+    return written.reshape(buffer.shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -92,8 +94,8 @@ def share(config: LlamaConfig, context: Context) -> Shared:
 
 def attend(
     q: Float[Array, "B T H hd"],
-    k: Float[Array, "*BK S hd"],
-    v: Float[Array, "*BK S hd"],
+    k: Float[Array, "*KB S hd"],
+    v: Float[Array, "*KB S hd"],
     mask: Bool[Array, "B T S"],
 ) -> Float[Array, "B T O"]:
     """Scaled dot-product attention over folded keys and values (as in a ``KVCache``); scores and softmax in fp32.
@@ -103,15 +105,17 @@ def attend(
     batch, length, heads, width = q.shape
     row = "n" if k.ndim == 3 else ""
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
-    queries = fold_heads(q).reshape(*k.shape[:-2], -1, width)
+    kv_heads = math.prod(k.shape[:-2]) // batch
+    groups = (kv_heads, batch, heads // kv_heads, length)
+    queries = q.reshape(batch, length, kv_heads, -1, width).transpose(2, 0, 3, 1, 4).reshape(*k.shape[:-2], -1, width)
     scores = jnp.einsum(
         f"{row}qd,{row}sd->{row}qs", queries, k, precision=precision, preferred_element_type=jnp.float32
     )
-    visible = jnp.broadcast_to(mask[:, None], (batch, heads, length, mask.shape[-1])).reshape(scores.shape)
+    visible = jnp.broadcast_to(mask[:, None], (*groups, mask.shape[-1])).reshape(scores.shape)
     scores = jnp.where(visible, scores * width**-0.5, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     mixed = jnp.einsum(f"{row}qs,{row}sd->{row}qd", weights, v, precision=precision)
-    return mixed.reshape(batch, heads, length, width).transpose(0, 2, 1, 3).reshape(batch, length, heads * width)
+    return mixed.reshape(*groups, width).transpose(1, 3, 0, 2, 4).reshape(batch, length, heads * width)
 
 
 QUERY_PIECE = 256
@@ -119,8 +123,8 @@ QUERY_PIECE = 256
 
 def attend_within(
     q: Float[Array, "B T H hd"],
-    k: Float[Array, "BK T hd"],
-    v: Float[Array, "BK T hd"],
+    k: Float[Array, "KB T hd"],
+    v: Float[Array, "KB T hd"],
     mask: Bool[Array, "B T T"],
 ) -> Float[Array, "B T O"]:
     """Return ``attend`` of a block to itself: pieces of the queries, each with the keys up to its end.
@@ -144,7 +148,7 @@ def attend_within(
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions; q, k and v come from one fused product.
+    """Grouped-query self-attention with rotary positions; q, k and v come from one product (see ``fused``).
 
     Options of the model's family: a bias on that product (Qwen2), norms on each head of q and k (Qwen3).
     """
@@ -159,7 +163,8 @@ class Attention(nn.Module):
         config = self.config
         heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         qkv = Linear((heads + 2 * kv_heads) * width, config.family.qkv_bias, name="qkv_proj")(x)
-        q, k, v = jnp.split(qkv.reshape(*x.shape[:2], -1, width), [heads, heads + kv_heads], axis=2)
+        groups = qkv.reshape(*x.shape[:2], kv_heads, -1, width)  # Of each: its query heads, a key and a value.
+        q, k, v = groups[..., :-2, :].reshape(*x.shape[:2], heads, width), groups[..., -2, :], groups[..., -1, :]
         if config.family.qk_norm:
             q, k = RMSNorm(config.rms_norm_eps, name="q_norm")(q), RMSNorm(config.rms_norm_eps, name="k_norm")(k)
         q, k = apply_rope(q, shared.rope), apply_rope(k, shared.rope)
@@ -173,15 +178,15 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """``down(silu(gate(x)) * up(x))``; gate and up come from one fused product."""
+    """``down(silu(gate(x)) * up(x))``; gate and up come from one product (see ``fused``)."""
 
     config: LlamaConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Apply the gated MLP to every position."""
-        gate, up = jnp.split(Linear(2 * self.config.intermediate_size, name="gate_up_proj")(x), 2, axis=-1)
-        return Linear(x.shape[-1], name="down_proj")(nn.silu(gate) * up)
+        pairs = Linear(2 * self.config.intermediate_size, name="gate_up_proj")(x).reshape(*x.shape[:-1], -1, 2)
+        return Linear(x.shape[-1], name="down_proj")(nn.silu(pairs[..., 0]) * pairs[..., 1])
 
 
 class Block(nn.Module):

@@ -19,6 +19,7 @@ from kangaroo_jax.kernels import Packed, packs, product
 from kangaroo_jax.model.cache import KVCache
 from kangaroo_jax.model.config import LlamaConfig
 from kangaroo_jax.model.context import Context, line
+from kangaroo_jax.model.fused import fused_parts
 from kangaroo_jax.model.layers import Block, Linear, RMSNorm, linear, share
 from kangaroo_jax.model.native import run_packed
 
@@ -127,6 +128,8 @@ def init_params(config: LlamaConfig, rng: Array) -> Params:
         layer = Block(config).init(keys[index + 1], x, shared, None)["params"]
         for part, name in (("self_attn", "o_proj"), ("mlp", "down_proj")):
             layer[part][name]["kernel"] *= scale
+        for part, name in (("self_attn", "qkv_proj"), ("mlp", "gate_up_proj")):
+            layer[part][name]["kernel"] = fused_parts(config)[name].from_blocks(layer[part][name]["kernel"])
         params[f"layers_{index}"] = layer
     if not config.tie_word_embeddings:
         params["lm_head"] = Linear(config.vocab_size).init(keys[-1], x)["params"]

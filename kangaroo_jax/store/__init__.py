@@ -20,6 +20,7 @@ from kangaroo_jax.store.adapters import (
     save_adapter,
 )
 from kangaroo_jax.store.checkpoint import (
+    FORMAT,
     ParamsWriter,
     Placement,
     default_dtype,
@@ -79,6 +80,7 @@ __all__ = [
     "DTYPES",
     "EMBEDDED",
     "EXPORTED",
+    "FORMAT",
     "INDEX",
     "SINGLE",
     "TORCH_INDEX",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 
 from kangaroo_jax.files import first_line, held_interrupts, read_json, whole_directory, write_json
-from kangaroo_jax.model import LlamaConfig, abstract_params
+from kangaroo_jax.model import Fused, LlamaConfig, abstract_params, fused_at
 from kangaroo_jax.store.failures import quiet_orbax
 from kangaroo_jax.store.hf import as_dtype
 from kangaroo_jax.store.mapping import Params, check_shapes, common_dtype, flatten, unflatten
@@ -23,7 +24,10 @@ Placement = jax.sharding.Sharding | Callable[[str, jax.ShapeDtypeStruct], jax.sh
 """Where leaves go: one sharding for all, or a function of a leaf's path and shape; None is the default device."""
 
 BATCH_BYTES = 64 << 20  # Leaves are written once they are this much together: each write costs a tenth of a second.
-_SIZES = "sizes.json"
+FORMAT = 2
+"""The number of what is written. 2: columns of fused weights as in ``model.fused``; 1: q | k | v, gate | up."""
+_RECORD = "format.json"
+_RECORD_1 = "sizes.json"  # Not written any more, so that what can only read format 1 does not take this for one.
 _CONVERT_AGAIN = "convert the model again (python -m convert.hf_to_flax)"
 
 
@@ -74,7 +78,7 @@ class ParamsWriter:
             except Exception as error:
                 raise OSError(f"finishing {self.folder} failed ({first_line(error)})") from error
             state = self.folder / "params" / "state"
-            write_json(state / _SIZES, _file_sizes(state))
+            write_json(state / _RECORD, {"format": FORMAT, "sizes": _file_sizes(state)})
             state.rename(directory)
             shutil.rmtree(self.folder)
 
@@ -136,7 +140,7 @@ def save_params(directory: Path, params: Params) -> None:
 def restore_params(
     directory: Path, config: LlamaConfig, dtype: Any = None, sharding: Placement = None, only: Iterable[str] = ()
 ) -> Params:
-    """Read an Orbax checkpoint to devices, a few leaves at a time.
+    """Read an Orbax checkpoint to devices, a few leaves at a time; one of an older format becomes what is written now.
 
     Args:
         directory: written by ``save_params`` or ``ParamsWriter``.
@@ -146,13 +150,13 @@ def restore_params(
         only: top-level names, such as ``layers_3``, to read nothing else; empty reads all.
 
     Raises:
-        ValueError: if the checkpoint is incomplete, damaged, or another model's.
+        ValueError: if the checkpoint is incomplete, damaged, of a newer format, or another model's.
     """
     import orbax.checkpoint as ocp
     from etils import epath  # What Orbax's handlers take for a path; it comes with Orbax.
 
     directory = Path(directory).absolute()
-    _check_complete(directory)
+    number = _stored_format(directory)
     abstract = flatten(abstract_params(config))
     try:
         stored = flatten(ocp.PyTreeCheckpointHandler().metadata(epath.Path(directory)).tree)
@@ -179,9 +183,15 @@ def restore_params(
     )
     try:
         with quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
-            return checkpointer.restore(directory, args=arguments)
+            restored = flatten(checkpointer.restore(directory, args=arguments))
     except Exception as error:  # As above.
         raise ValueError(f"{directory} is damaged ({first_line(error)}); {_CONVERT_AGAIN}") from error
+    if number == 1:
+        for path in restored:
+            if fused := fused_at(config, path):
+                leaf, restored[path] = restored[path], None  # So that no leaf but this one is held twice.
+                restored[path] = jax.block_until_ready(_from_blocks(fused, leaf.sharding)(leaf))
+    return unflatten(restored)
 
 
 def leaf_groups(config: LlamaConfig, dtype: np.dtype, most: int = 1 << 30) -> list[list[str]]:
@@ -233,6 +243,11 @@ def to_device(path: str, values: np.ndarray, placement: Placement) -> jax.Array:
     return jax.block_until_ready(jax.make_array_from_callback(values.shape, sharding, lambda index: values[index]))
 
 
+@functools.cache
+def _from_blocks(fused: Fused, sharding: jax.sharding.Sharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(fused.from_blocks, out_shardings=sharding)
+
+
 def _on_cpu(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """Return the leaves as JAX's arrays in the computer's memory, which Orbax copies once less than NumPy's."""
     try:
@@ -257,22 +272,35 @@ def _whole_lines(journal: Path) -> list[dict[str, Any]] | None:
 
 
 def _file_sizes(directory: Path) -> dict[str, int]:
-    files = (path for path in directory.rglob("*") if path.is_file() and path.name != _SIZES)
+    files = (path for path in directory.rglob("*") if path.is_file() and path.name != _RECORD)
     return {path.relative_to(directory).as_posix(): path.stat().st_size for path in sorted(files)}
 
 
-def _check_complete(directory: Path) -> None:
-    """Refuse a checkpoint whose files are not as long as they were written.
+def _stored_format(directory: Path) -> int:
+    """Return the number of a checkpoint's format; one whose files are not as long as they were written is refused.
 
     Orbax would notice, too, but only after its reader threads have printed pages of tracebacks.
     """
     if not directory.is_dir():
         raise ValueError(f"{directory} does not exist; {_CONVERT_AGAIN}")
-    if not (directory / _SIZES).is_file():
-        raise ValueError(f"{directory} has no {_SIZES}, so it was not written to the end; {_CONVERT_AGAIN}")
-    for name, size in read_json(directory / _SIZES, _CONVERT_AGAIN).items():
+    if (directory / _RECORD).is_file():
+        record = read_json(directory / _RECORD, _CONVERT_AGAIN)
+    elif (directory / _RECORD_1).is_file():
+        record = {"format": 1, "sizes": read_json(directory / _RECORD_1, _CONVERT_AGAIN)}
+    else:
+        raise ValueError(f"{directory} has no {_RECORD}, so it was not written to the end; {_CONVERT_AGAIN}")
+    number, sizes = record.get("format"), record.get("sizes")
+    if not isinstance(number, int) or not isinstance(sizes, dict):
+        raise ValueError(f"{directory / _RECORD} is damaged; {_CONVERT_AGAIN}")
+    if not 1 <= number <= FORMAT:
+        raise ValueError(
+            f"{directory} is of format {number}, and this version of kangaroo_jax reads up to {FORMAT}; update it, or "
+            f"{_CONVERT_AGAIN}"
+        )
+    for name, size in sizes.items():
         file = directory / name
         actual = file.stat().st_size if file.is_file() else None
         if actual != size:
             found = "is missing" if actual is None else f"has {actual} bytes instead of {size}"
             raise ValueError(f"{file} {found}; {_CONVERT_AGAIN}")
+    return number

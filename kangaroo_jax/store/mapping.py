@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kangaroo_jax.model import LlamaConfig
-from kangaroo_jax.store.tables import EMBEDDING, HEAD, TARGET, Table, column_blocks
+from kangaroo_jax.model import Columns, LlamaConfig, fused_at
+from kangaroo_jax.store.tables import EMBEDDING, HEAD, TARGET, Table
 
 Params = dict[str, Any]
 Shape = tuple[int, ...]
@@ -65,12 +65,12 @@ class MisshapenTensors(MappingError):
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A rule for one layer of one model: ``leaf[..., columns]`` is the tensor ``name``, transposed or not."""
+    """A rule for one layer of one model: these columns of a leaf are the tensor ``name``, transposed or not."""
 
     name: str
     path: str
     transpose: bool
-    columns: slice
+    columns: Columns
     shape: Shape
     leaf_shape: Shape
 
@@ -83,7 +83,7 @@ class Leaf:
         path: its place in the params.
         shape: its extents.
         dtype: what it is read as.
-        parts: the tensors it is made of, one or the column blocks of a fused leaf.
+        parts: the tensors it is made of, one or those of a fused leaf.
     """
 
     path: str
@@ -109,13 +109,25 @@ class Leaf:
 
     def _fill(self, values: np.ndarray) -> None:
         for entry, tensor in self.parts:
-            block, stored = values[..., entry.columns], np.asarray(tensor)
-            if not entry.transpose:
-                block[...] = stored
-            for row in range(0, len(stored) if entry.transpose else 0, _ROWS):  # In caches' reach: five times as fast.
-                block[:, row : row + _ROWS] = stored[row : row + _ROWS].T
-            if np.dtype(stored.dtype) != self.dtype == np.float16 and np.isinf(block).any() > np.isinf(stored).any():
-                raise ValueError(f"{entry.name} has values too large for float16; choose bfloat16 or float32")
+            stored, at = np.asarray(tensor), 0
+            columns = stored.T if entry.transpose else stored
+            for run in _runs(entry):
+                block = values[..., run]
+                width = block.shape[-1]
+                given, at = columns[..., at : at + width], at + width
+                step = _ROWS if entry.transpose else width  # In caches' reach: five times as fast.
+                for start in range(0, width, step):
+                    block[..., start : start + step] = given[..., start : start + step]
+                if np.dtype(stored.dtype) != self.dtype == np.float16 and np.isinf(block).any() > np.isinf(given).any():
+                    raise ValueError(f"{entry.name} has values too large for float16; choose bfloat16 or float32")
+
+
+def _runs(entry: Entry) -> Iterable[slice]:
+    """Return the columns of an entry as slices, as few as there can be."""
+    (start, stop, every), end = entry.columns, entry.leaf_shape[-1]
+    if stop - start == 1:
+        return [slice(start, end, every)]
+    return [slice(at + start, at + stop) for at in range(0, end, every)]
 
 
 _LAYER = re.compile(r"model\.layers\.([0-9]+)\.")
@@ -128,15 +140,15 @@ def entries(config: LlamaConfig, table: Table = TARGET) -> dict[str, Entry]:
     Rows whose leaf the model does not have (``lm_head`` of tied embeddings, biases of Llama) are left out.
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(table.abstract(config)).items()}
-    blocks = column_blocks(config)
     expanded = {}
     for rule in table.rules:
         for i in range(config.num_hidden_layers) if "{i}" in rule.name else (0,):
             name, path = rule.name.replace("{i}", str(i)), rule.path.replace("{i}", str(i))
             if (leaf := shapes.get(path)) is None:
                 continue
-            columns = blocks[rule.part] if rule.part else slice(0, leaf[-1])
-            shape = (*leaf[:-1], columns.stop - columns.start)
+            fused = fused_at(config, path)
+            columns = fused.columns(rule.part) if fused and rule.part else Columns(0, leaf[-1], leaf[-1])
+            shape = (*leaf[:-1], leaf[-1] // columns.every * (columns.stop - columns.start))
             expanded[name] = Entry(name, path, rule.transpose, columns, shape[::-1] if rule.transpose else shape, leaf)
     assert {entry.path for entry in expanded.values()} == set(shapes), "the table does not cover the params"
     return expanded
@@ -242,8 +254,10 @@ def from_flax(config: LlamaConfig, params: Params, table: Table = TARGET) -> Ite
         fix="are these the params of this config?",
     )
     for name, entry in expanded.items():
-        block = np.asarray(found[entry.path])[..., entry.columns]
-        yield name, np.ascontiguousarray(block.T if entry.transpose else block)
+        leaf = np.asarray(found[entry.path])
+        start, stop, every = entry.columns
+        values = leaf.reshape(*leaf.shape[:-1], -1, every)[..., start:stop].reshape(*leaf.shape[:-1], -1)
+        yield name, np.ascontiguousarray(values.T if entry.transpose else values)
 
 
 def check_shapes(expected: Mapping[str, Shape], found: Iterable[tuple[str, Shape]], fix: str) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from kangaroo_jax.model import LlamaConfig, fused_at
+
 # The axis of each weight that is split: products by columns are followed by products by rows, so that what lies
 # between them stays split. Embedding table and head are split over the vocabulary.
 _SPLIT_AXIS = {
@@ -21,15 +23,17 @@ _SPLIT_AXIS = {
 
 
 def target_sharding(
-    mesh: Mesh | AbstractMesh, axis: str = "model"
+    mesh: Mesh | AbstractMesh, config: LlamaConfig, axis: str = "model"
 ) -> Callable[[str, jax.ShapeDtypeStruct], NamedSharding]:
     """Return the rule by which a target is split over one axis of a mesh, as ``load(..., sharding=)`` takes it.
 
     Norms, and weights whose size the devices of the axis do not divide, are copied to every device; so is everything
-    over the other axes of the mesh.
+    over the other axes of the mesh. What is fused is split between its groups only: a device has whole heads, with the
+    queries of each, and gates with their ups.
 
     Args:
         mesh: the devices; its axes are of type ``Auto``.
+        config: the target's shape.
         axis: the axis to split over.
 
     Raises:
@@ -39,8 +43,8 @@ def target_sharding(
         raise ValueError(f"axis is {axis!r}; the mesh has {', '.join(map(repr, mesh.shape))}")
 
     def rule(path: str, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        split = _SPLIT_AXIS.get("/".join(path.split("/")[-2:]))
-        if split is None or leaf.shape[split] % mesh.shape[axis]:
+        split, fused = _SPLIT_AXIS.get("/".join(path.split("/")[-2:])), fused_at(config, path)
+        if split is None or (fused.groups if fused else leaf.shape[split]) % mesh.shape[axis]:
             return NamedSharding(mesh, PartitionSpec())
         return NamedSharding(mesh, PartitionSpec(*[None] * split, axis))
 

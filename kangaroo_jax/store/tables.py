@@ -1,8 +1,9 @@
 """The tables of names: which tensor of a checkpoint is which leaf of this package's params, for targets and adapters.
 
-A row names a tensor and the place it has in the params. Matrices are transposed (torch stores ``[out, in]``), and
-q | k | v and gate | up are column blocks of one fused kernel, biases of one fused bias. Neither shapes nor families nor
-kinds of adapters are in a table: the model's own abstract params have them, and a row whose leaf they lack is left out.
+A row names a tensor and the place it has in the params. Matrices are transposed (torch stores ``[out, in]``), and q, k,
+v and gate, up are columns of one fused kernel, biases of one fused bias. Neither shapes nor families nor kinds of
+adapters nor the order of columns are in a table: the model has them (abstract params, ``fused_parts``), and a row whose
+leaf it lacks is left out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Rule:
         name: the tensor's name in the checkpoint, ``{i}`` standing for the number of the layer.
         path: the leaf of the params, in the same notation.
         transpose: whether the leaf holds the tensor transposed.
-        part: the block of a fused kernel or bias that the tensor fills, a key of ``column_blocks``; None: all of it.
+        part: the part of a fused kernel or bias that the tensor is, by its name in ``Fused``; None: all of it.
     """
 
     name: str
@@ -94,16 +95,3 @@ def adapter_table(adapter: AdapterConfig) -> Table:
 
 
 ADAPTER = adapter_table(AdapterConfig())
-
-
-def column_blocks(config: LlamaConfig) -> dict[str, slice]:
-    """Return where the parts of what is fused, ``q | k | v`` and ``gate | up``, are."""
-    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    width = config.intermediate_size
-    return {
-        "q": slice(0, q),
-        "k": slice(q, q + kv),
-        "v": slice(q + kv, q + 2 * kv),
-        "gate": slice(0, width),
-        "up": slice(width, 2 * width),
-    }

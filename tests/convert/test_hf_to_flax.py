@@ -287,6 +287,20 @@ def test_values_too_large_for_a_dtype_are_refused(tmp_path, capsys):
     assert hf_to_flax.main([*map(str, argv), "bfloat16"]) == 0
 
 
+def test_what_an_older_format_has_begun_begins_anew(source, tmp_path, monkeypatch, capsys, written):
+    argv = [str(source), "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patched:  # All params are written, and their columns in another order.
+        patched.setattr(conversion, "config_to_hf", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert hf_to_flax.main(argv) == 130
+    marker = tmp_path / ".out.partial" / ".work.json"
+    work = json.loads(marker.read_text())
+    assert work.pop("format") == 2 and len(written) == LEAVES
+    marker.write_text(json.dumps(work))
+    written.clear()
+    assert hf_to_flax.main(argv) == 0
+    assert len(written) == LEAVES
+
+
 def test_another_source_begins_anew(source, tmp_path, monkeypatch, capsys, written):
     argv = [str(source), "--out", str(tmp_path / "out")]
     with monkeypatch.context() as patched:

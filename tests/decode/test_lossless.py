@@ -208,9 +208,8 @@ def test_no_cache_has_a_hole(lab: Any, kind: str, batch: int) -> None:
             assert state.stats.accept_lengths[row, : state.stats.rounds[row]].tolist() == [gamma + 1] * 10
             assert len(set(text[0].tolist())) > 10
         got = jax.tree.leaves((state.caches, state.drafter))
-        heads = lab.config.num_key_value_heads
         for buffer, expected in zip(got, expected_caches(lab, weights, text), strict=True):
-            own = buffer[row * heads : (row + 1) * heads, : length - 1]
+            own = buffer[row::batch, : length - 1]  # A head's rows are those of all sequences, one after the other.
             np.testing.assert_allclose(own, expected[:, : length - 1], atol=1e-5 * np.abs(expected).max())
 
 
@@ -224,9 +223,8 @@ def test_a_prompt_may_be_run_in_pieces(lab: Any, gamma: int, batch: int) -> None
         state = lab.prefill(gamma, prompts, lab.new_tokens, (-1,), chunk=chunk)
         assert state.length.tolist() == whole.length.tolist()
         for mine, other in zip(jax.tree.leaves(state.caches), jax.tree.leaves(whole.caches), strict=True):
-            heads = lab.config.num_key_value_heads
             for row, prompt in enumerate(prompts):
-                own = slice(row * heads, (row + 1) * heads), slice(len(prompt))
+                own = slice(row, None, batch), slice(len(prompt))
                 np.testing.assert_allclose(mine[own], other[own], atol=2e-5)
         for prompt, text in zip(prompts, lab.texts(lab.advance(gamma, state)), strict=True):
             assert text == lab.reference(prompt)

@@ -32,8 +32,8 @@ def test_a_right_conversion_passes_by_far(case, dtype, tmp_path):
 def test_a_wrong_conversion_fails(tmp_path):
     config, params = read_hf(FIXTURES / "mha")
     kernel = params["layers_1"]["self_attn"]["qkv_proj"]["kernel"]
-    q, k, v = np.split(kernel.copy(), 3, axis=1)
-    kernel[:] = np.concatenate([k, q, v], axis=1)
+    groups = kernel.reshape(len(kernel), config.num_key_value_heads, 3, config.head_dim)
+    groups[:] = groups[:, :, [1, 0, 2]].copy()
     write_hf(tmp_path / "wrong", config, params)
     convert(tmp_path / "wrong", tmp_path / "out")
     found = check(tmp_path / "out", FIXTURES / "mha")

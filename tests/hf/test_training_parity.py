@@ -40,14 +40,21 @@ def adapted(torch, weights, hidden, eps, theta):
     return norm(hidden + mixed.flatten(2) @ weights["o"], weights["out"])
 
 
+def parted(kernel):
+    """Return q, k and v of a fused kernel."""
+    groups = np.asarray(kernel).reshape(HIDDEN, KEYS, HEADS // KEYS + 2, WIDTH)
+    parts = {"q": groups[:, :, :-2], "k": groups[:, :, -2], "v": groups[:, :, -1]}
+    return {name: part.reshape(HIDDEN, -1) for name, part in parts.items()}
+
+
 def torch_side(torch, model, adapter, tokens, mask):
     """Return loss, sums and gradients in double precision, from the formulas."""
     model = model.double().eval()
     names = {"in": "input_layernorm", "out": "norm"}
-    columns = np.cumsum([HEADS * WIDTH, KEYS * WIDTH])
     arrays = {short: np.asarray(adapter[name]["scale"]) for short, name in names.items()}
-    parts = np.split(np.asarray(adapter["self_attn"]["qkv_proj"]["kernel"]), columns, axis=1)
-    arrays |= dict(zip("qkv", parts, strict=True)) | {"o": np.asarray(adapter["self_attn"]["o_proj"]["kernel"])}
+    arrays |= parted(adapter["self_attn"]["qkv_proj"]["kernel"]) | {
+        "o": np.asarray(adapter["self_attn"]["o_proj"]["kernel"])
+    }
     weights = {name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in arrays.items()}
     with torch.no_grad():
         out = model(torch.tensor(tokens), output_hidden_states=True)
@@ -65,9 +72,7 @@ def torch_side(torch, model, adapter, tokens, mask):
 
 def named(gradient):
     """Return our gradient under the names of the other side."""
-    columns = np.cumsum([HEADS * WIDTH, KEYS * WIDTH])
-    parts = np.split(np.asarray(gradient["self_attn"]["qkv_proj"]["kernel"]), columns, axis=1)
-    found = dict(zip("qkv", parts, strict=True)) | {"o": gradient["self_attn"]["o_proj"]["kernel"]}
+    found = parted(gradient["self_attn"]["qkv_proj"]["kernel"]) | {"o": gradient["self_attn"]["o_proj"]["kernel"]}
     return found | {"in": gradient["input_layernorm"]["scale"], "out": gradient["norm"]["scale"]}
 
 

@@ -164,11 +164,11 @@ def test_tokens_beyond_count_are_left_out(params_of: Any, normal: Draw, counts: 
     close(found, np.where(kept[..., None], every, 0).astype(np.float32))
     assert not np.asarray(found)[~kept].any()
     for one, new, old in zip(jax.tree.leaves(caches), jax.tree.leaves(written), jax.tree.leaves(before), strict=True):
-        one, new, old = (np.asarray(leaf).reshape(3, 2, SLOTS, 10) for leaf in (one, new, old))
+        one, new, old = (np.asarray(leaf).reshape(2, 3, SLOTS, 10) for leaf in (one, new, old))
         for row, count in enumerate(np.clip(counts, 0, 5)):
             end = starts[row] + count
-            close(one[row, :, :end], new[row, :, :end])
-            np.testing.assert_array_equal(one[row, :, end:], old[row, :, end:])
+            close(one[:, row, :end], new[:, row, :end])
+            np.testing.assert_array_equal(one[:, row, end:], old[:, row, end:])
 
 
 def tree_masks(rows: int, batch: int) -> tuple[Any, Any]:

@@ -19,6 +19,7 @@ from kangaroo_jax.model import (
     RopeScaling,
     abstract_adapter,
     draft_head,
+    fused_parts,
     head_kernel,
     init_adapter,
     init_cache,
@@ -70,7 +71,7 @@ def attention(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
 
 
 def mlp(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
-    gate, up = np.split(x @ np.asarray(params["gate_up_proj"]["kernel"]), 2, axis=-1)
+    gate, up = np.moveaxis((x @ np.asarray(params["gate_up_proj"]["kernel"])).reshape(*x.shape[:-1], -1, 2), -1, 0)
     return gate / (1 + np.exp(-gate)) * up @ np.asarray(params["down_proj"]["kernel"])
 
 
@@ -176,7 +177,10 @@ def test_a_seed_gives_kangaroo_the_numbers_it_always_gave() -> None:
     for name, part in zip(("qkv_proj", "o_proj"), jax.random.split(key, 2), strict=True):
         kernel = params["self_attn"][name]["kernel"]
         bound = 1 / math.sqrt(kernel.shape[0])
-        np.testing.assert_array_equal(kernel, jax.random.uniform(part, kernel.shape, minval=-bound, maxval=bound))
+        numbers = jax.random.uniform(part, kernel.shape, minval=-bound, maxval=bound)
+        if name == "qkv_proj":  # They were drawn for q | k | v.
+            numbers = fused_parts(CONFIG)[name].from_blocks(numbers)
+        np.testing.assert_array_equal(kernel, numbers)
     assert AdapterConfig() == AdapterConfig("kangaroo", None)
 
 

@@ -108,14 +108,14 @@ def test_write_cache_puts_each_row_at_its_own_start(starts: list[int]) -> None:
     cache = KVCache(k=cache.k - 1.0, v=cache.v - 2.0)
     k, v = normal(0, batch, length, 2, 14), normal(1, batch, length, 2, 14)
     written = jax.jit(write_cache)(cache, k, v, jnp.array(starts))
-    expected_k, expected_v = np.full((batch, 2, slots, 14), -1.0), np.full((batch, 2, slots, 14), -2.0)
+    expected_k, expected_v = np.full((2, batch, slots, 14), -1.0), np.full((2, batch, slots, 14), -2.0)
     for row, start in enumerate(starts):
         for step in range(length):
             for head in range(2):
-                expected_k[row, head, start + step] = k[row, step, head]
-                expected_v[row, head, start + step] = v[row, step, head]
-    np.testing.assert_array_equal(written.k, expected_k.reshape(batch * 2, slots, 14).astype(np.float32))
-    np.testing.assert_array_equal(written.v, expected_v.reshape(batch * 2, slots, 14).astype(np.float32))
+                expected_k[head, row, start + step] = k[row, step, head]
+                expected_v[head, row, start + step] = v[row, step, head]
+    np.testing.assert_array_equal(written.k, expected_k.reshape(2 * batch, slots, 14).astype(np.float32))
+    np.testing.assert_array_equal(written.v, expected_v.reshape(2 * batch, slots, 14).astype(np.float32))
 
 
 def test_write_cache_keeps_the_dtype_of_the_cache() -> None:

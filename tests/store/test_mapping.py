@@ -53,15 +53,23 @@ def test_there_and_back_is_bit_equal(config, table, dtype):
         np.testing.assert_array_equal(back[name], values)
 
 
+def grouped(qkv):
+    """Fuse q, k and v as GQA has them: two query heads of a key/value head, the key, the value; 2 columns each."""
+    q, k, v = qkv
+    heads = [(q[..., 4 * at : 4 * at + 4], k[..., 2 * at : 2 * at + 2], v[..., 2 * at : 2 * at + 2]) for at in range(3)]
+    return np.concatenate([part for head in heads for part in head], axis=-1)
+
+
 def test_every_tensor_lands_where_the_model_reads_it():
     tensors = random_tensors(GQA)
     params = to_flax(GQA, tensors)
     layer, name = params["layers_1"], "model.layers.1."
-    qkv = [tensors[f"{name}self_attn.{part}_proj.weight"].T for part in "qkv"]
-    np.testing.assert_array_equal(layer["self_attn"]["qkv_proj"]["kernel"], np.concatenate(qkv, axis=1))
+    qkv = grouped([tensors[f"{name}self_attn.{part}_proj.weight"].T for part in "qkv"])
+    np.testing.assert_array_equal(layer["self_attn"]["qkv_proj"]["kernel"], qkv)
     np.testing.assert_array_equal(layer["self_attn"]["o_proj"]["kernel"], tensors[f"{name}self_attn.o_proj.weight"].T)
     gate_up = [tensors[f"{name}mlp.{part}_proj.weight"].T for part in ("gate", "up")]
-    np.testing.assert_array_equal(layer["mlp"]["gate_up_proj"]["kernel"], np.concatenate(gate_up, axis=1))
+    for part, values in enumerate(gate_up):  # A gate, its up, the next gate.
+        np.testing.assert_array_equal(layer["mlp"]["gate_up_proj"]["kernel"][:, part::2], values)
     np.testing.assert_array_equal(layer["mlp"]["down_proj"]["kernel"], tensors[f"{name}mlp.down_proj.weight"].T)
     np.testing.assert_array_equal(layer["input_layernorm"]["scale"], tensors[f"{name}input_layernorm.weight"])
     norm = tensors[f"{name}post_attention_layernorm.weight"]
@@ -77,7 +85,7 @@ def test_the_biases_of_qwen2_are_fused_as_its_kernels():
     }
     fused = to_flax(QWEN2, tensors)["layers_1"]["self_attn"]["qkv_proj"]["bias"]
     biases = [tensors[f"model.layers.1.self_attn.{part}_proj.bias"] for part in "qkv"]
-    np.testing.assert_array_equal(fused, np.concatenate(biases))
+    np.testing.assert_array_equal(fused, grouped(biases))
 
 
 def test_the_norms_of_qwen3_are_one_for_all_heads():

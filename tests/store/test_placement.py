@@ -13,12 +13,12 @@ from kangaroo_jax.model import LlamaConfig, abstract_params
 from kangaroo_jax.store.placement import target_sharding
 
 MESH = AbstractMesh((2, 4), ("data", "model"))
-CONFIG = LlamaConfig(32, 16, 28, 1, 4, 2, 4, model_type="qwen2")
+CONFIG = LlamaConfig(32, 16, 28, 1, 8, 4, 4, model_type="qwen2")
 COLUMNS, ROWS, WHOLE = PartitionSpec(None, "model"), PartitionSpec("model"), PartitionSpec()
 
 
 def specs(config: LlamaConfig, mesh: AbstractMesh = MESH) -> dict[str, PartitionSpec]:
-    rule = target_sharding(mesh)
+    rule = target_sharding(mesh, config)
     found = jax.tree_util.tree_leaves_with_path(abstract_params(config))
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
     return {path: rule(path, leaf).spec for path, leaf in named.items()}
@@ -42,12 +42,20 @@ def test_matrices_are_split_by_columns_then_rows_and_norms_are_not() -> None:
 def test_what_does_not_divide_is_copied_to_every_device() -> None:
     found = specs(dataclasses.replace(CONFIG, vocab_size=33, intermediate_size=30))
     assert found["lm_head/kernel"] == found["embed_tokens/embedding"] == WHOLE
-    assert found["layers_0/mlp/down_proj/kernel"] == WHOLE  # 30 rows; the 60 columns before it divide.
-    assert found["layers_0/mlp/gate_up_proj/kernel"] == COLUMNS
+    # 30 gates do not divide, though the 60 columns that they and their ups are would.
+    assert found["layers_0/mlp/down_proj/kernel"] == found["layers_0/mlp/gate_up_proj/kernel"] == WHOLE
+
+
+def test_heads_are_split_between_groups_only() -> None:
+    """Two key/value heads for four devices: 32 columns would divide, but cut heads."""
+    few = specs(dataclasses.replace(CONFIG, num_key_value_heads=2))
+    assert few["layers_0/self_attn/qkv_proj/kernel"] == few["layers_0/self_attn/qkv_proj/bias"] == WHOLE
+    two = specs(dataclasses.replace(CONFIG, num_key_value_heads=2), AbstractMesh((2, 2), ("data", "model")))
+    assert two["layers_0/self_attn/qkv_proj/kernel"] == COLUMNS
 
 
 def test_another_axis_can_be_named_if_the_mesh_has_it() -> None:
     leaf = jax.ShapeDtypeStruct((4, 6), jnp.float32)
-    assert target_sharding(MESH, "data")("lm_head/kernel", leaf).spec == PartitionSpec(None, "data")
+    assert target_sharding(MESH, CONFIG, "data")("lm_head/kernel", leaf).spec == PartitionSpec(None, "data")
     with pytest.raises(ValueError, match="axis is 'tensor'; the mesh has 'data', 'model'"):
-        target_sharding(MESH, "tensor")
+        target_sharding(MESH, CONFIG, "tensor")

@@ -104,6 +104,9 @@ def test_another_run_is_not_resumed(
     message = refusal(main, [*command, "--exit-layer", "2"])
     assert training in message and "exit_layer 1, not 2" in message and "another --out" in message
     assert "learning_rate 0.003, not 0.1" in refusal(main, [*command, "--learning-rate", "0.1"])
+    (model / "adapter-training" / "checkpoints" / "format.json").unlink()  # As 0.1.0 left it.
+    assert "has states of format 1" in refusal(main, [*command, "--learning-rate", "0.1"])
+    (model / "adapter-training" / "checkpoints" / "format.json").write_text('{"format": 2}')
     # Other weights of the same shape.
     write_hf(model, tiny_config, jax.tree.map(lambda x: x * 1.5, tiny_params), "float32")
     assert "target_weights" in refusal(main, command)

@@ -25,12 +25,12 @@ from train.loss import distillation_loss
 from train.optimizer import adapter_optimizer
 from train.step import init_state, make_eval_step, make_train_step, place, place_batch, target_mesh
 
-# 2 of 8 heads are keys, so parts of 4 cut through heads; the vocabulary does not divide into 4 parts, the rest does.
+# 2 of 8 heads are keys and the vocabulary is odd: neither divides into 4 parts, the rest does.
 config = LlamaConfig(53, 24, 28, 3, 8, 2, 4)
 params = jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, init_params(config, jax.random.key(0)))
 mesh = target_mesh(4) if sys.argv[1] == "mesh" else None
 if mesh:
-    rule = target_sharding(mesh)
+    rule = target_sharding(mesh, config)
     names = lambda path: "/".join(key.key for key in path)
     target = jax.tree_util.tree_map_with_path(lambda path, x: jax.device_put(x, rule(names(path), x)), params)
 else:

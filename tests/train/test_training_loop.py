@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -56,6 +58,22 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> N
     assert (np.asarray(done.params["w"]) == np.asarray(whole.params["w"])).all()
 
 
+def test_states_of_another_format_are_refused(tmp_path: Path) -> None:
+    """Their fused weights have other columns, and so have the moments of the optimiser."""
+    run(tmp_path, 3)
+    record = tmp_path / "checkpoints" / "format.json"
+    assert json.loads(record.read_text()) == {"format": 2}
+    for number in (1, 3):
+        record.unlink() if number == 1 else record.write_text(json.dumps({"format": number}))
+        with pytest.raises(
+            ValueError, match=f"has states of format {number}, .* from format 2; end the run with"
+        ) as caught:
+            run(tmp_path, 7)
+        assert "\n" not in str(caught.value)
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert int(run(tmp_path, 4).step) == 4
+
+
 def test_ctrl_c_ends_the_step_saves_and_resumes(tmp_path: Path) -> None:
     def interrupted(first: int) -> Iterator[dict[str, np.ndarray]]:
         for index, batch in enumerate(batches(first), first):
@@ -67,7 +85,7 @@ def test_ctrl_c_ends_the_step_saves_and_resumes(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "stopped", 9, interrupted, save_every=100)
     assert signal.getsignal(signal.SIGINT) is before
-    assert [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()] == ["5"]
+    assert [path.name for path in (tmp_path / "stopped" / "checkpoints").glob("[0-9]*")] == ["5"]
     again, whole = run(tmp_path / "stopped", 9), run(tmp_path / "whole", 9)
     assert (np.asarray(again.params["w"]) == np.asarray(whole.params["w"])).all()
 
@@ -89,7 +107,7 @@ def test_sigterm_ends_the_step_saves_and_resumes(tmp_path: Path) -> None:
 
 def test_as_many_checkpoints_are_kept_as_asked_for(tmp_path: Path) -> None:
     run(tmp_path, 7, save_every=1, keep=3)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["5", "6", "7"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("[0-9]*")) == ["5", "6", "7"]
 
 
 def test_evaluations_and_figures_are_logged(tmp_path: Path) -> None:

@@ -325,26 +325,30 @@ struct Stack {
     return normed;
   }
 
+  // Where a row has the queries of a group, which the group's key and value follow.
+  float* group_at(int64_t row, int64_t head) const {
+    return qkv + row * qkv_stride() + head * (heads / kv_heads + 2) * head_width;
+  }
+
   // Norms and rotary positions of q and k; keys and values go to the cache.
   void place(const Layer& layer) {
+    const int64_t group = heads / kv_heads;
     for_rows(team, rows(), [&](int64_t row) {
-      float* q = qkv + row * qkv_stride();
-      const int64_t place = list.place[row];
+      const int64_t place = list.place[row], sequence = place / tokens;
       const float *c = cos + place * (head_width / 2), *s = sin + place * (head_width / 2);
-      for (int64_t head = 0; head < heads + kv_heads; ++head) {
-        float* values = q + head * head_width;
-        const float* scale = head < heads ? layer.q_norm : layer.k_norm;
-        if (scale) isa.norm(values, scale, eps, head_width, values);
-        isa.rotate(values, c, s, head_width);
-      }
-      const int64_t sequence = place / tokens;
       // As lax.dynamic_update_slice does, a block that would reach beyond the cache starts earlier.
       const int64_t first = std::min(std::max<int64_t>(start[sequence], 0), slots - tokens);
       const int64_t slot = first + place % tokens;
       for (int64_t head = 0; head < kv_heads; ++head) {
-        const int64_t at = ((sequence * kv_heads + head) * slots + slot) * head_width;
-        put(layer.k, at, q + (heads + head) * head_width);
-        put(layer.v, at, q + (heads + kv_heads + head) * head_width);
+        float *q = group_at(row, head), *k = q + group * head_width, *v = k + head_width;
+        for (float* values = q; values < v; values += head_width) {
+          const float* scale = values < k ? layer.q_norm : layer.k_norm;
+          if (scale) isa.norm(values, scale, eps, head_width, values);
+          isa.rotate(values, c, s, head_width);
+        }
+        const int64_t at = ((head * batch + sequence) * slots + slot) * head_width;
+        put(layer.k, at, k);
+        put(layer.v, at, v);
       }
     });
   }
@@ -372,13 +376,13 @@ struct Stack {
     const int64_t some = std::min(std::max<int64_t>(ceil_div(all, team.size()), 1), std::min(kQueries, most * group));
     const int64_t pieces = ceil_div(most * group, some);
     team.run(batch * kv_heads * pieces, [&](int64_t chunk) {
-      const int64_t piece = chunk % pieces, row = chunk / pieces, sequence = row / kv_heads, head = row % kv_heads;
+      const int64_t piece = chunk % pieces, row = chunk / pieces, head = row / batch, sequence = row % batch;
       const int64_t first = list.first[sequence], valid = list.first[sequence + 1] - first, queries = valid * group;
       if (piece * some >= queries) return;
       static thread_local std::vector<float> scores;
       scores.resize(attend_floats(slots, head_width));
       Attend a;
-      a.q = qkv + first * qkv_stride() + head * group * head_width;
+      a.q = group_at(first, head);
       a.q_stride = qkv_stride();
       a.out = mixed + first * mixed_stride() + head * group * head_width;
       a.out_stride = mixed_stride();
@@ -535,7 +539,8 @@ static ffi::Error LayersCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi:
   return ffi::Error::Success();
 }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooLayers, LayersCall,
+// The number is that of the order of weights and caches: a library that was compiled for another has no such function.
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooLayers2, LayersCall,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .RemainingArgs()
