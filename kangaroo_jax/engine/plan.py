@@ -101,11 +101,15 @@ class Plan:
     copies: int
     drafter_weights: Any = None
 
-    def rows(self, prompts: int) -> list[Settings]:
-        """Return the settings of every sequence, ``prompts * copies`` of them."""
+    def each(self, prompts: int) -> tuple[Settings, ...]:
+        """Return the settings of every prompt."""
         each = self.settings * prompts if len(self.settings) == 1 else self.settings
         assert len(each) == prompts
-        return [settings for settings in each for _ in range(self.copies)]
+        return each
+
+    def rows(self, prompts: int) -> list[Settings]:
+        """Return the settings of every sequence, ``prompts * copies`` of them."""
+        return [settings for settings in self.each(prompts) for _ in range(self.copies)]
 
     def controls(self, prompts: int) -> dec.Controls:
         """Return what is traced of every sequence; B is ``prompts * copies``.

@@ -72,17 +72,17 @@ class Run:
         """
         self.params, self.plan = params, plan
         context = context or params.config.max_position_embeddings
-        self.rows = plan.rows(len(prompts))
-        self.prompts = [prompt for prompt in prompts for _ in range(plan.copies)]
-        limits = [
-            min(len(prompt) + row.max_new_tokens, context) for prompt, row in zip(self.prompts, self.rows, strict=True)
-        ]
+        each = zip(prompts, plan.each(len(prompts)), strict=True)
+        limits = [min(len(prompt) + settings.max_new_tokens, context) for prompt, settings in each]
+        batch = len(prompts) * plan.copies
         if kept is None:
             slots = dec.cache_slots(plan.spec, max(limits))
-            kept = Kept(slots, dec.prefill_chunk(max(map(len, prompts)), slots, len(limits)))
+            kept = Kept(slots, dec.prefill_chunk(max(map(len, prompts)), slots, batch))
         if kept.caches is None:  # Before anything is made for each of perhaps too many sequences.
-            check_memory(plan.spec, len(limits), kept.slots, kept.chunk, params.dtype)
+            check_memory(plan.spec, batch, kept.slots, kept.chunk, params.dtype)
         # Weights go in once; a run that has no use for the adapter does not see it at all.
+        self.prompts = [prompt for prompt in prompts for _ in range(plan.copies)]
+        self.rows = plan.rows(len(prompts))
         adapter = params.adapter if plan.spec.drafter.reads_adapter else None
         self.weights = {"target": params.target, "adapter": adapter}
         if plan.drafter_weights is not None:
@@ -97,7 +97,7 @@ class Run:
         self._ended = [False] * len(self.prompts)
         lengths = np.array([len(prompt) for prompt in self.prompts], np.int32)
         self.prefilled = lengths - kept.start
-        budgets = np.array(limits, np.int32) - lengths
+        budgets = np.repeat(np.array(limits, np.int32), plan.copies) - lengths
         self._prefill(kept, lengths, budgets, plan.keys(len(prompts)))
 
     def _prefill(self, kept: Kept, lengths: np.ndarray, budgets: np.ndarray, keys: np.ndarray) -> None:
