@@ -1,7 +1,7 @@
 """The algorithm: prefill, then rounds of draft, verify, accept, commit. Pure functions; one idea a file."""
 
 from kangaroo_jax.decode.accept import accept_greedy, accept_sampled
-from kangaroo_jax.decode.drafter import PLAIN, DecodeSpec, Draft, Drafter, Piece, Verified, token_draft
+from kangaroo_jax.decode.drafter import PLAIN, DecodeSpec, Drafter, Piece, Verified, token_draft
 from kangaroo_jax.decode.kangaroo import Kangaroo
 from kangaroo_jax.decode.loop import decode, plain_round, speculative_round
 from kangaroo_jax.decode.prefill import allocate, bucket, cache_slots, prefill, prefill_chunk
@@ -13,11 +13,12 @@ from kangaroo_jax.decode.state import (
     Caches,
     Controls,
     DecodeState,
-    DecodeStats,
+    Draft,
     Weights,
     commit,
     newest,
 )
+from kangaroo_jax.decode.stats import DecodeStats
 from kangaroo_jax.decode.tree import Tree, accept_tree, tree_of
 from kangaroo_jax.decode.verify import verify
 

@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from kangaroo_jax.decode.accept import accept_greedy, accept_sampled
 from kangaroo_jax.decode.sampling import Sampling
-from kangaroo_jax.decode.state import Controls, DecodeState, Weights, newest
+from kangaroo_jax.decode.state import Controls, DecodeState, Draft, Weights, newest
 from kangaroo_jax.decode.tree import Tree
-from kangaroo_jax.model import KVCache, LlamaConfig, embed
+from kangaroo_jax.model import LlamaConfig, embed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,31 +51,6 @@ class DecodeSpec:
     def sampling(self, controls: Controls) -> Sampling | None:
         """Return how tokens are drawn; None where the most likely ones are taken."""
         return controls.sampling if self.sample else None
-
-
-class Draft(struct.PyTreeNode):
-    """What one drafting phase leaves for verification.
-
-    Attributes:
-        tokens: drafted tokens, ``[B, G]``; valid up to ``count``. Of a tree: the tokens of rows 1 to R - 1.
-        count: tokens drafted for each sequence, ``[B]``; of a tree, its candidates.
-        confidence: top-1 probability of the draft model at each drafted token, ``[B, R]``; valid up to ``count``.
-        log_q: log-probabilities each token was drawn with, ``[B, G, V]``; None when the most likely one is taken.
-        hidden: ``hidden_states[l]`` of the newest committed token and of every drafted one, ``[B, R, D]``; R is
-            ``DecodeSpec.rows``, rows beyond ``count`` are zeros or stale.
-        caches: the shallow layers' caches, written at all those positions.
-        drafter: what the drafter remembers; Kangaroo's adapter cache is written at all those positions, too.
-        tree: how the rows hang together; None is a line, each row after the one before it.
-    """
-
-    tokens: Int[Array, "B G"]
-    count: Int[Array, " B"]
-    confidence: Float[Array, "B R"]
-    log_q: Float[Array, "B G V"] | None
-    hidden: Float[Array, "B R D"]
-    caches: tuple[KVCache, ...]
-    drafter: Any
-    tree: Tree | None = None
 
 
 class Verified(struct.PyTreeNode):

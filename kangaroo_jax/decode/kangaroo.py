@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from kangaroo_jax.decode.drafter import DecodeSpec, Draft, Drafter, Piece
+from kangaroo_jax.decode.drafter import DecodeSpec, Drafter, Piece
 from kangaroo_jax.decode.sampling import DRAFT, choose
-from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Weights, newest
+from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Draft, Weights, newest
 from kangaroo_jax.model import (
     AdapterConfig,
     KVCache,

@@ -14,7 +14,8 @@ from jaxtyping import Array, Int
 
 from kangaroo_jax.decode.drafter import DecodeSpec, Verified
 from kangaroo_jax.decode.sampling import TARGET, choose, log_probabilities, most_likely
-from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Weights, commit, newest, record_round
+from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Weights, commit, newest
+from kangaroo_jax.decode.stats import record_round
 from kangaroo_jax.decode.tree import accept_tree
 from kangaroo_jax.decode.verify import verify
 from kangaroo_jax.model import embed, keep_path, line, logits, run_layers
@@ -49,7 +50,7 @@ def speculative_round(spec: DecodeSpec, weights: Weights, state: DecodeState, co
     found = Verified(tokens, hidden, target, path, accepted, state.length)
     state = state.replace(caches=caches, drafter=spec.drafter.learn(spec, weights, drafted.drafter, found))
     state, committed = commit(state, block, accepted + 1, controls.eos_token_id)
-    return record_round(state, committed, drafted.count, accepted, drafted.confidence)
+    return state.replace(stats=record_round(state.stats, committed, drafted.count, accepted, drafted.confidence))
 
 
 def plain_round(spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Controls) -> DecodeState:
@@ -64,7 +65,8 @@ def plain_round(spec: DecodeSpec, weights: Weights, state: DecodeState, controls
     state = state.replace(caches=caches)
     state, committed = commit(state, chosen[:, None], jnp.ones_like(state.length), controls.eos_token_id)
     nothing = jnp.zeros_like(committed)
-    return record_round(state, committed, nothing, nothing, jnp.zeros((len(nothing), spec.rows)))
+    unsure = jnp.zeros((len(nothing), spec.rows))
+    return state.replace(stats=record_round(state.stats, committed, nothing, nothing, unsure))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)

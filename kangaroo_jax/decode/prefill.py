@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from kangaroo_jax.decode.drafter import DecodeSpec, Piece
 from kangaroo_jax.decode.sampling import TARGET, choose
-from kangaroo_jax.decode.state import RUNNING, Caches, Controls, DecodeState, Weights, commit, init_stats
+from kangaroo_jax.decode.state import RUNNING, Caches, Controls, DecodeState, Weights, commit
+from kangaroo_jax.decode.stats import init_stats
 from kangaroo_jax.model import embed, init_cache, line, logits, run_layers
 
 

@@ -4,34 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, Shaped, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
 from kangaroo_jax.decode.sampling import Sampling
+from kangaroo_jax.decode.stats import DecodeStats, write_rows
+from kangaroo_jax.decode.tree import Tree
 from kangaroo_jax.model import KVCache
 
 RUNNING, STOP, LENGTH = 0, 1, 2
 """Values of ``DecodeState.finish``: still going, ended by an EOS token, ended by the token budget."""
-
-
-class DecodeStats(struct.PyTreeNode):
-    """What happened in every round of every sequence; the prefill and its token are not a round.
-
-    Attributes:
-        rounds: verify rounds done (steps, in plain decoding), ``[B]``.
-        accept_lengths: tokens committed in round r (s_r), ``[B, S]``; zero beyond ``rounds``, as all that follow.
-        draft_lengths: tokens drafted in round r, ``[B, S]``.
-        accepted_drafts: drafted tokens the target accepted in round r, also those beyond the text's end, ``[B, S]``.
-        confidence: confidence of the tokens drafted in round r, ``[B, S, R]``; valid up to ``draft_lengths``.
-    """
-
-    rounds: Int[Array, " B"]
-    accept_lengths: Int[Array, "B S"]
-    draft_lengths: Int[Array, "B S"]
-    accepted_drafts: Int[Array, "B S"]
-    confidence: Float[Array, "B S R"]
 
 
 class Controls(struct.PyTreeNode):
@@ -81,16 +64,29 @@ class DecodeState(struct.PyTreeNode):
         return self.tokens.shape[1]
 
 
-def init_stats(batch: int, slots: int, rows: int) -> DecodeStats:
-    """Return zeroed counters."""
-    # Separate buffers: a donated argument must not appear twice.
-    return DecodeStats(
-        rounds=jnp.zeros((batch,), jnp.int32),
-        accept_lengths=jnp.zeros((batch, slots), jnp.int32),
-        draft_lengths=jnp.zeros((batch, slots), jnp.int32),
-        accepted_drafts=jnp.zeros((batch, slots), jnp.int32),
-        confidence=jnp.zeros((batch, slots, rows), jnp.float32),
-    )
+class Draft(struct.PyTreeNode):
+    """What one drafting phase leaves for verification.
+
+    Attributes:
+        tokens: drafted tokens, ``[B, G]``; valid up to ``count``. Of a tree: the tokens of rows 1 to R - 1.
+        count: tokens drafted for each sequence, ``[B]``; of a tree, its candidates.
+        confidence: top-1 probability of the draft model at each drafted token, ``[B, R]``; valid up to ``count``.
+        log_q: log-probabilities each token was drawn with, ``[B, G, V]``; None when the most likely one is taken.
+        hidden: ``hidden_states[l]`` of the newest committed token and of every drafted one, ``[B, R, D]``; R is
+            ``DecodeSpec.rows``, rows beyond ``count`` are zeros or stale.
+        caches: the shallow layers' caches, written at all those positions.
+        drafter: what the drafter remembers; Kangaroo's adapter cache is written at all those positions, too.
+        tree: how the rows hang together; None is a line, each row after the one before it.
+    """
+
+    tokens: Int[Array, "B G"]
+    count: Int[Array, " B"]
+    confidence: Float[Array, "B R"]
+    log_q: Float[Array, "B G V"] | None
+    hidden: Float[Array, "B R D"]
+    caches: tuple[KVCache, ...]
+    drafter: Any
+    tree: Tree | None = None
 
 
 def commit(
@@ -126,37 +122,6 @@ def commit(
         finish=jnp.where(running, finish, state.finish).astype(jnp.int32),
     )
     return state, count
-
-
-def record_round(
-    state: DecodeState,
-    committed: Int[Array, " B"],
-    drafted: Int[Array, " B"],
-    accepted: Int[Array, " B"],
-    confidence: Float[Array, "B R"],
-) -> DecodeState:
-    """Count one round for every sequence that committed something in it."""
-    stats, took_part = state.stats, (committed > 0).astype(jnp.int32)
-
-    def note(buffer: Array, value: Array) -> Array:
-        return write_rows(buffer, (value * took_part)[:, None], stats.rounds)
-
-    stats = DecodeStats(
-        rounds=stats.rounds + took_part,
-        accept_lengths=note(stats.accept_lengths, committed),
-        draft_lengths=note(stats.draft_lengths, drafted),
-        accepted_drafts=note(stats.accepted_drafts, accepted),
-        confidence=write_rows(stats.confidence, confidence[:, None], stats.rounds),
-    )
-    return state.replace(stats=stats)
-
-
-def write_rows(buffer: Shaped[Array, "B S *X"], block: Shaped[Array, "B T *X"], start: Int[Array, " B"]) -> Array:
-    """Write a block of T values into each row at its own start, in place."""
-    rest = (0,) * (buffer.ndim - 2)
-    if buffer.shape[0] == 1:  # A scatter over one row is a slow loop on a CPU.
-        return jax.lax.dynamic_update_slice(buffer, block, (0, start[0], *rest))
-    return jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at, *rest)))(buffer, block, start)
 
 
 def newest(state: DecodeState) -> tuple[Int[Array, "B 1"], Int[Array, "B 1"]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kangaroo_jax.decode.drafter import DecodeSpec, Draft
-from kangaroo_jax.decode.state import RUNNING, DecodeState, Weights
+from kangaroo_jax.decode.drafter import DecodeSpec
+from kangaroo_jax.decode.state import RUNNING, DecodeState, Draft, Weights
 from kangaroo_jax.model import KVCache, branch, line, logits, run_layers
 
 

@@ -4,22 +4,14 @@ Letters in shapes, everywhere: B sequences, T tokens of a block, S cache slots, 
 K key/value heads, hd head_dim, F intermediate_size, V vocab_size, N layers, G = gamma.
 """
 
-from kangaroo_jax.model.adapter import Adapter, abstract_adapter, draft_head, init_adapter, run_adapter
+from kangaroo_jax.model.adapter import Adapter, draft_head, run_adapter
 from kangaroo_jax.model.cache import KVCache, init_cache, keep_path
 from kangaroo_jax.model.config import FAMILIES, METHODS, KangarooConfig, LlamaConfig, RopeScaling
 from kangaroo_jax.model.context import Context, branch, line
+from kangaroo_jax.model.fresh import abstract_adapter, abstract_params, init_adapter, init_params
 from kangaroo_jax.model.fused import Columns, Fused, fused_at, fused_parts
 from kangaroo_jax.model.layers import RMSNorm, linear
-from kangaroo_jax.model.llama import (
-    abstract_params,
-    embed,
-    forward,
-    head,
-    head_kernel,
-    init_params,
-    logits,
-    run_layers,
-)
+from kangaroo_jax.model.llama import embed, forward, head, head_kernel, logits, run_layers
 from kangaroo_jax.model.variants import ADAPTER_KINDS, AdapterConfig
 
 __all__ = [

@@ -18,33 +18,21 @@ kangaroo adapter has the authors' six tensors, and their format holds it.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from kangaroo_jax.kernels import packs
 from kangaroo_jax.model.cache import KVCache
 from kangaroo_jax.model.config import LlamaConfig
-from kangaroo_jax.model.context import Context, line
-from kangaroo_jax.model.fused import fused_parts
+from kangaroo_jax.model.context import Context
 from kangaroo_jax.model.layers import MLP, Attention, Linear, RMSNorm, Shared, share
 from kangaroo_jax.model.llama import head_kernel
 from kangaroo_jax.model.native import run_packed
 from kangaroo_jax.model.variants import AdapterConfig, AdapterKind
 
 KANGAROO = AdapterConfig()
-_MATRICES = (
-    ("self_attn", "qkv_proj"),
-    ("self_attn", "o_proj"),
-    ("mlp", "gate_up_proj"),
-    ("mlp", "down_proj"),
-    ("linear",),
-    ("lm_head",),
-)
 
 
 class Adapter(nn.Module):
@@ -93,7 +81,7 @@ def run_adapter(
     Returns:
         ``A(x)``, and the cache with this block written to its slots.
     """
-    layers = _layers(config, adapter)
+    layers = adapter_layers(config, adapter)
     shared = share(layers, context)
     if packs({name: part for name, part in params.items() if name != "lm_head"}):
         caches = None if cache is None else (cache,)
@@ -107,44 +95,7 @@ def draft_head(target: dict[str, Any], adapter: dict[str, Any]) -> Any:
     return head_kernel(adapter if "lm_head" in adapter else target)
 
 
-def init_adapter(
-    config: LlamaConfig, rng: Array, adapter: AdapterConfig = KANGAROO, target: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """Return a fresh fp32 adapter: matrices U(-1/sqrt(in), 1/sqrt(in)), ones in norms (as the authors do).
-
-    Args:
-        config: the target's shape.
-        rng: random key; a part has the same numbers in every kind that has it.
-        adapter: what the adapter computes.
-        target: the target's params; an LM head of the adapter's own starts as a copy of theirs, without them at random.
-    """
-    layers, kind = _layers(config, adapter), adapter.made_of
-    x = jnp.zeros((1, 1, config.hidden_size))
-    params = Adapter(layers, kind).init(rng, x, share(layers, line(jnp.zeros((1, 1), jnp.int32), None)), None)["params"]
-    if kind.own_head:
-        params["lm_head"] = {"kernel": jnp.zeros((config.hidden_size, config.vocab_size))}
-    fused = fused_parts(layers)
-    for path, key in zip(_MATRICES, jax.random.split(rng, len(_MATRICES)), strict=True):
-        part = params
-        for name in path:
-            part = part.get(name, {})
-        if "kernel" in part:
-            shape = part["kernel"].shape
-            bound = 1 / math.sqrt(shape[0])
-            kernel = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
-            part["kernel"] = fused[path[-1]].from_blocks(kernel) if path[-1] in fused else kernel
-    if kind.own_head and target is not None:
-        # A copy, so that neither can be donated with the other.
-        params["lm_head"]["kernel"] = jnp.array(head_kernel(target), jnp.float32, copy=True)
-    return params
-
-
-def abstract_adapter(config: LlamaConfig, adapter: AdapterConfig = KANGAROO) -> dict[str, Any]:
-    """Return the adapter's tree with ``jax.ShapeDtypeStruct`` leaves; nothing is allocated."""
-    return jax.eval_shape(lambda rng: init_adapter(config, rng, adapter), jax.random.key(0))
-
-
-def _layers(config: LlamaConfig, adapter: AdapterConfig) -> LlamaConfig:
+def adapter_layers(config: LlamaConfig, adapter: AdapterConfig) -> LlamaConfig:
     """Return the config that the adapter's parts are built from."""
     if adapter.rope_theta is None:
         return config.plain

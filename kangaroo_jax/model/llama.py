@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any, overload
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -19,8 +18,7 @@ from kangaroo_jax.kernels import Packed, packs, product
 from kangaroo_jax.model.cache import KVCache
 from kangaroo_jax.model.config import LlamaConfig
 from kangaroo_jax.model.context import Context, line
-from kangaroo_jax.model.fused import fused_parts
-from kangaroo_jax.model.layers import Block, Linear, RMSNorm, linear, share
+from kangaroo_jax.model.layers import Block, RMSNorm, linear, share
 from kangaroo_jax.model.native import run_packed
 
 Params = dict[str, Any]
@@ -108,34 +106,3 @@ def forward(config: LlamaConfig, params: Params, tokens: Int[Array, "B T"]) -> F
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     x, _ = run_layers(config, params, embed(params, tokens), line(positions, None), None, 0, config.num_hidden_layers)
     return logits(config, params, x)
-
-
-def init_params(config: LlamaConfig, rng: Array) -> Params:
-    """Return freshly initialised fp32 params: normal(0.02) matrices, ones in norms.
-
-    Projections back into the residual stream are scaled down by ``sqrt(2 N)`` (GPT-2), which deep stacks need.
-    """
-    keys = jax.random.split(rng, config.num_hidden_layers + 2)
-    x = jnp.zeros((1, 1, config.hidden_size))
-    shared = share(config, line(jnp.zeros((1, 1), jnp.int32), None))
-    shape = (config.vocab_size, config.hidden_size)
-    params: Params = {
-        "embed_tokens": {"embedding": 0.02 * jax.random.normal(keys[0], shape)},
-        "norm": RMSNorm(config.rms_norm_eps).init(keys[0], x)["params"],
-    }
-    scale = (2 * config.num_hidden_layers) ** -0.5
-    for index in range(config.num_hidden_layers):
-        layer = Block(config).init(keys[index + 1], x, shared, None)["params"]
-        for part, name in (("self_attn", "o_proj"), ("mlp", "down_proj")):
-            layer[part][name]["kernel"] *= scale
-        for part, name in (("self_attn", "qkv_proj"), ("mlp", "gate_up_proj")):
-            layer[part][name]["kernel"] = fused_parts(config)[name].from_blocks(layer[part][name]["kernel"])
-        params[f"layers_{index}"] = layer
-    if not config.tie_word_embeddings:
-        params["lm_head"] = Linear(config.vocab_size).init(keys[-1], x)["params"]
-    return params
-
-
-def abstract_params(config: LlamaConfig) -> Params:
-    """Return the params' tree with ``jax.ShapeDtypeStruct`` leaves; nothing is allocated."""
-    return jax.eval_shape(lambda rng: init_params(config, rng), jax.random.key(0))

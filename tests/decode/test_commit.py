@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kangaroo_jax.decode import LENGTH, RUNNING, STOP, DecodeState, commit
-from kangaroo_jax.decode.state import init_stats, record_round
+from kangaroo_jax.decode.stats import init_stats, record_round
 
 EOS, OTHER_EOS = 9, 8
 SLOTS = 23
@@ -136,7 +136,9 @@ def test_record_round_counts_the_sequences_that_took_part() -> None:
     state = state_of([([5], 9, RUNNING), ([5], 9, STOP)])
     for committed_now, drafted, accepted, sure in (([3, 0], [4, 4], [2, 1], 0.25), ([1, 0], [2, 2], [0, 0], 0.5)):
         confidence = jnp.full((2, 8), sure)
-        state = record_round(state, *map(jnp.array, (committed_now, drafted, accepted)), confidence)
+        state = state.replace(
+            stats=record_round(state.stats, *map(jnp.array, (committed_now, drafted, accepted)), confidence)
+        )
     stats = state.stats
     assert stats.rounds.tolist() == [2, 0]
     assert stats.accept_lengths[:, :3].tolist() == [[3, 1, 0], [0, 0, 0]]
