@@ -1,6 +1,7 @@
 """Settings of the whole suite, and a tiny model on disk.
 
-No persistent compilation cache: a test that counts traces or reads compiled code must see its own compilation.
+All workers, and the processes that tests start, share compiled programs in ``build/xla``; what is traced and counted is
+traced and counted as without. Tests of the package's own cache begin without this one.
 """
 
 from __future__ import annotations
@@ -8,6 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+# Before JAX is imported, and handed on to other processes by the environment.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / "build" / "xla"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(1 << 30))  # With a bound, writers take a lock.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+os.environ["KANGAROO_COMPILATION_CACHE"] = "0"
 
 import jax
 import pytest
@@ -19,9 +26,6 @@ from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter, init_p
 from kangaroo_jax.store import save_adapter, write_hf
 from train.byte_tokenizer import write_byte_tokenizer
 from train.corpus import VOCAB_SIZE
-
-# See above: no cache on disk.
-os.environ["KANGAROO_COMPILATION_CACHE"] = "0"
 
 # The first example of a test may load or compile something; how long that takes says nothing about the code.
 settings.register_profile("suite", deadline=None, print_blob=True)

@@ -22,7 +22,8 @@ print(out.token_ids, out.stats.compile_seconds)
 
 
 def run(model: Path, home: Path, **env: str) -> str:
-    clean = {name: value for name, value in os.environ.items() if name != "KANGAROO_COMPILATION_CACHE"}
+    ours = ("KANGAROO_COMPILATION_CACHE", "JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE")
+    clean = {name: value for name, value in os.environ.items() if name not in ours}
     command = [sys.executable, "-c", CODE, str(model)]
     done = subprocess.run(
         command, env={**clean, "KANGAROO_HOME": str(home), **env}, capture_output=True, text=True, check=True
