@@ -87,21 +87,23 @@ CASES = [
     Case("prefill", 3, 1, 3),
     Case("prefill", 3, 3, 3),
     Case("prefill", 0, 1, 1),
-    Case("decode", 3, 3, 3, family="mistral", sliding_window=50),
     Case("decode", 3, 1, 1, family="qwen2"),
-    Case("decode", 3, 3, 3, family="qwen3"),
     Case("decode", 3, 3, 3, adapter="with-mlp"),
+    Case("decode", 3, 3, 3, tree=True),
+]
+MORE = [
+    Case("decode", 3, 3, 3, family="mistral", sliding_window=50),
+    Case("decode", 3, 3, 3, family="qwen3"),
     Case("decode", 3, 1, 1, adapter="linear"),
     Case("decode", 3, 1, 3, adapter="own-head"),
     Case("decode", 3, 1, 3, tree=True),
     Case("decode", 3, 1, 1, tree=True),
-    Case("decode", 3, 3, 3, tree=True),
 ]
 
 
 @pytest.fixture(
     scope="module",
-    params=CASES,
+    params=[*CASES, *(pytest.param(case, marks=pytest.mark.full) for case in MORE)],
     ids=lambda case: (
         f"{case.part}-gamma{case.gamma}-batch{case.batch}-kv{case.kv_heads}"
         + "-sampled" * case.sample
