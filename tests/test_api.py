@@ -427,6 +427,7 @@ def test_params_are_a_pytree_of_weights(tiny: kangaroo_jax.Params) -> None:
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tiny))
 
 
+@pytest.mark.full
 def test_what_a_user_has_set_for_jax_changes_nothing(tiny_model: Path, tiny: kangaroo_jax.Params) -> None:
     flags = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_DEFAULT_PRNG_IMPL": "rbg"}
     code = (

@@ -161,7 +161,14 @@ MIXED: tuple[dict[str, Any], ...] = (
 
 
 @pytest.mark.parametrize("method", ["kangaroo", "plain"])
-@pytest.mark.parametrize("which", [range(len(MIXED)), (0, 2, 5), (1, 4)], ids=["all", "greedy", "sampled"])
+@pytest.mark.parametrize(
+    "which",
+    [
+        pytest.param(range(len(MIXED)), id="all"),
+        pytest.param((0, 2, 5), id="greedy", marks=pytest.mark.full),
+        pytest.param((1, 4), id="sampled", marks=pytest.mark.full),
+    ],
+)
 def test_prompts_with_settings_of_their_own(tiny: kangaroo_jax.Params, method: str, which: Sequence[int]) -> None:
     """Greedy and sampled rows, budgets, ends, eta and seeds in one batch: each is what its prompt gives alone."""
     prompts, shared = random_prompts(len(which), seed=7), {"method": method, "max_new_tokens": 30}

@@ -95,23 +95,27 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> NotebookNode:
         return client.execute()
 
 
+@pytest.mark.full
 def test_no_cell_fails_or_warns(executed):
     assert complaints(executed) == []
     assert [each.execution_count for each in code_cells(executed)] == list(range(1, len(code_cells(executed)) + 1))
 
 
+@pytest.mark.full
 def test_the_view_tints_what_was_accepted(executed):
     html = cell(executed, "generate").outputs[0].data["text/html"]
     # One tint is the legend's.
     assert html.count(TINT) > 2 and "drafted and accepted" in html
 
 
+@pytest.mark.full
 def test_the_streamed_text_is_the_generated_one(executed):
     streamed = printed(cell(executed, "stream"))
     assert streamed.count("|") > 2
     assert streamed.replace("|", "") in printed(cell(executed, "result"))
 
 
+@pytest.mark.full
 def test_a_figure_is_drawn(executed):
     (picture,) = pictures(cell(executed, "rounds"))
     assert picture.startswith(PNG)

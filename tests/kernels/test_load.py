@@ -133,6 +133,7 @@ for attempt in (
 """
 
 
+@pytest.mark.full
 def test_without_the_library_everything_is_xlas(without_library: Path, tiny_model: Path) -> None:
     reason = "they were not built: the package was installed without a C++ compiler (pip install -v shows the reason)"
     place, used, ids, described, *errors = run(without_library, ABSENT, str(tiny_model))

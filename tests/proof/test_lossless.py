@@ -225,6 +225,7 @@ def test_both_ways_of_scoring_give_the_targets_logits(tiny: kangaroo_jax.Params,
             np.testing.assert_allclose(found, logits_after(tiny, ids), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.full
 def test_bf16_scores_in_bf16_and_all_differences_are_ties(tiny_model: Path) -> None:
     """With XLA, whose bits depend on the rows of a product; tests/kernels has the same without ties."""
     params = kangaroo_jax.load(tiny_model, dtype="bfloat16", kernels="xla")

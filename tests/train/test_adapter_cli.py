@@ -181,6 +181,7 @@ def chats(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.full
 def test_an_adapter_is_trained_on_conversations(
     refusal: Refusal,
     model: Path,
