@@ -4,23 +4,46 @@ PYTHON ?= python3
 VENV := .venv
 GPU_COMPILER := build/h200
 RUN := $(VENV)/bin/python
-INSTALLED := $(VENV)/installed
+# Stamps of one environment: what running needs, and the tools beside it (of EXTRA, an extra of pyproject.toml).
+EXTRA := dev
+RUNS := $(VENV)/runs
+INSTALLED := $(VENV)/$(EXTRA)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test xla hf full h200 bench notebook lint types format clean
+.NOTPARALLEL:  # two installations into one environment spoil it
+.PHONY: help demo test xla newest wheel hf full h200 bench notebook lint types format clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3]"
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
-demo: $(INSTALLED)  ## write text with Kangaroo and with plain decoding, and compare their speed
+demo: $(RUNS)  ## write text with Kangaroo and with plain decoding, and compare their speed
 	$(RUN) -m kangaroo_jax --dtype float32 --compare --show
 
 test: $(INSTALLED)  ## run the tests (without the long ones, without torch)
-	$(RUN) -m pytest
+	$(RUN) -m pytest --durations=25 $(TESTS)
 
 xla: $(INSTALLED)  ## run what loads models again without the native CPU kernels
 	KANGAROO_KERNELS=xla $(RUN) -m pytest tests/kernels tests/cli tests/test_*.py
+
+# An environment of its own; the kernels of both Pythons lie side by side.
+newest: TESTS := tests/decode tests/kernels tests/test_*.py
+newest:  ## run the core of the tests on Python 3.13, or 3.12 (or NEWEST=python3.14), with the JAX that it gets
+	@python=$$(for version in 3.13 3.12; do for python in $(or $(NEWEST),python$$version \
+			"$$(pyenv root 2>/dev/null || echo "$${PYENV_ROOT:-$$HOME/.pyenv}")"/versions/$$version*/bin/python); do \
+		"$$python" -c 'import ensurepip, venv' 2>/dev/null && echo "$$python" && exit; \
+	done; done); \
+	test -n "$$python" || { echo "no Python $(or $(NEWEST),3.13 or 3.12, on the path or from pyenv,) that can make \
+	an environment; name one: make newest NEWEST=python3.13"; exit 1; }; \
+	"$$python" --version; \
+	$(MAKE) --no-print-directory test VENV=build/newest EXTRA=test PYTHON="$$python" TESTS="$(wildcard $(TESTS))"
+
+wheel: $(INSTALLED)  ## build sdist and wheel, and write text from an empty environment and another folder
+	rm -rf build/dist build/empty
+	$(RUN) -m build --outdir build/dist
+	$(RUN) -m venv build/empty
+	build/empty/bin/python -m pip install --quiet --disable-pip-version-check build/dist/*.whl
+	cd build/empty && bin/python -m kangaroo_jax.kernels && bin/python -m kangaroo_jax "def fibonacci(n):" --max-new-tokens 32
 
 hf: $(INSTALLED)  ## run the tests against transformers' own models (installs torch)
 	@echo "Installing torch; the download can be large."
@@ -65,13 +88,22 @@ clean:  ## remove caches and build outputs (not .venv, not runs)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is older than these files when dependencies or kernels may have changed. pip is the last thing that
-# `venv` puts into a new environment: without it, an interrupted set-up is made again.
-$(INSTALLED): pyproject.toml setup.py $(wildcard kangaroo_jax/kernels/native/*)
+# A stamp is older than these files when dependencies or kernels may have changed. pip is the last thing that `venv` puts
+# into a new environment: without it, an interrupted set-up is made again.
+SOURCES := pyproject.toml setup.py $(wildcard kangaroo_jax/kernels/native/*)
+define ENVIRONMENT
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "$(PYTHON) is missing or older than 3.11; name another: make PYTHON=python3.12"; exit 1; }
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	@echo "Installing kangaroo_jax and its tools into $(VENV); the first time takes a minute or two."
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@echo "Installing kangaroo_jax$(1) into $(VENV); the first time takes a minute or two."
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.$(2)'
 	@$(RUN) -m kangaroo_jax.kernels
+	@touch $(RUNS)
+endef
+
+$(RUNS): $(SOURCES)
+	$(call ENVIRONMENT,,)
+
+$(INSTALLED): $(SOURCES)
+	$(call ENVIRONMENT, and its tools,[$(EXTRA)])
 	@touch $(INSTALLED)

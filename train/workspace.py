@@ -140,8 +140,8 @@ def _check_same_run(workspace: Path, settings: dict[str, Any]) -> None:
     if not _steps(workspace):
         shutil.rmtree(workspace / BEST, ignore_errors=True)  # Of a run that was killed before its first checkpoint.
         return
-    check_format(workspace / CHECKPOINTS)
     found = read_json(workspace / _SETTINGS, _ANEW)
+    check_format(workspace / CHECKPOINTS)
     check_same(f"{workspace} holds a run", found, settings, settings, _ANEW)
 
 

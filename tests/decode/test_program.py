@@ -134,8 +134,10 @@ def test_the_state_is_updated_in_place(program: Built) -> None:
 
 def test_weights_are_arguments(program: Built) -> None:
     assert hlo.large_constants(program.module) == []
-    arguments = hlo.bytes_of(program.low.weights) + hlo.bytes_of(program.low.donated)
-    assert program.memory.argument_size_in_bytes >= arguments
+    low = program.low
+    # A prefill only fills the adapter's cache; what follows there is an argument that newer JAX leaves out.
+    used = low.weights["target"] if low.donated is low.caches else low.weights
+    assert program.memory.argument_size_in_bytes >= hlo.bytes_of(used) + hlo.bytes_of(low.donated)
 
 
 def _read_after_write(cache: jax.Array, row: jax.Array, at: jax.Array) -> tuple[jax.Array, jax.Array]:

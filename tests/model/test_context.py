@@ -104,6 +104,7 @@ def test_a_tree_at_once_in_pieces_and_path_by_path(part: str, window: int | None
     roots, rng = (3, 6), np.random.default_rng(0)
     past, rows = (jnp.asarray(rng.standard_normal((2, n, 23)), jnp.float32) for n in (6, 5))
 
+    @jax.jit
     def run(x: Any, context: Any, caches: Any) -> Any:
         if part == "layers":
             return run_layers(config, scaled, x, context, caches, 0, 2)

@@ -34,7 +34,7 @@ three = jax.make_mesh((3,), ("model",), axis_types=(jax.sharding.AxisType.Auto,)
 try:
     kangaroo_jax.load("joey", sharding=lambda path, leaf: NamedSharding(three, PartitionSpec("model")))
 except ValueError as error:
-    print(str(error).split(" (One")[0].split(" (S")[0])
+    print(error)
 """
 
 
@@ -47,5 +47,6 @@ def test_spread_over_devices_ids_are_the_same(tmp_path):
     *lines, uneven = done.stdout.splitlines()
     one, parts = (line.split(";") for line in lines)
     assert one[:2] == ["[1, 1]", "[1.0, 1.0]"] and parts[:2] == ["[4, 4]", "[0.25, 0.25]"]
-    assert uneven == "sharding of adapter/input_layernorm/scale, (320,), does not divide it"
+    # What JAX says about it, in brackets, is different from version to version.
+    assert uneven.startswith("sharding of adapter/input_layernorm/scale, (320,), does not divide it (")
     assert one[2] == parts[2] and len(one[2]) > 100

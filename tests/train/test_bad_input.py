@@ -67,6 +67,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
     (tmp_path / ".settings.json-123").write_text("{")
     (tmp_path / "best").mkdir()
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "format.json").write_text('{"format": 2}')
     (tmp_path / "settings.json").write_text("{}")
     with held(tmp_path, {}):
         assert sorted(item.name for item in tmp_path.iterdir()) == [".lock", "best", "checkpoints", "settings.json"]
@@ -75,6 +76,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
 def test_a_refused_write_says_where_why_and_from_where_it_goes_on(tmp_path: Path) -> None:
     for step in ("20", "5", "25.orbax-checkpoint-tmp"):
         (tmp_path / "checkpoints" / step).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "format.json").write_text('{"format": 2}')
     (tmp_path / "settings.json").write_text("{}")
     full = f"^{tmp_path}/log cannot be written: no space left on device; free some, and .* goes on from step 20$"
     with pytest.raises(OSError, match=full), held(tmp_path, {}):

@@ -51,6 +51,7 @@ def test_that_of_a_run_without_a_checkpoint_is_not_the_next_runs(tmp_path: Path,
     with held(tmp_path, {"exit_layer": 1}):
         assert Best(tmp_path / BEST, tiny_config, KangarooConfig(1)).read() is None
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "format.json").write_text('{"format": 2}')
     with held(tmp_path, {"exit_layer": 1}):
         best = Best(tmp_path / BEST, tiny_config, KangarooConfig(1))
         best.offer(3, params_of(tiny_config, 0), {"compression_rate": 2.0})
