@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
@@ -77,8 +76,21 @@ def generate(
     Raises:
         ValueError: if an argument is out of range, a prompt is empty or too long, or the batch does not fit the memory.
     """
-    given = locals()
-    options = {field.name: given[field.name] for field in dataclasses.fields(Options)}
+    options = Options(
+        max_new_tokens=max_new_tokens,
+        gamma=gamma,
+        eta=eta,
+        method=method,
+        eos_token_id=eos_token_id,
+        stop_strings=stop_strings,
+        do_sample=do_sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        num_return_sequences=num_return_sequences,
+    )
     checked, prompts, many = _check(params, prompt, options, per_prompt)
     if streamer is not None:
         if not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
@@ -116,7 +128,7 @@ def stream(
         ValueError: as ``generate``, and if ``rounds_per_call`` is not positive; at the call, not at the first piece.
     """
     rounds = None if rounds_per_call is None else integer("rounds_per_call", rounds_per_call, 1)
-    checked, prompts, _ = _check(params, prompt, options)
+    checked, prompts, _ = _check(params, prompt, Options.of("stream", options))
     _only_one(prompts, checked, "stream")
     return pieces(Run(params, prompts, checked), rounds)
 
@@ -131,11 +143,9 @@ def pieces(run: Run, rounds: int | None = None) -> Generator[str, None, Generati
     return run.results()[0]
 
 
-def _check(
-    params: Params, prompt: Any, options: dict[str, Any], per_prompt: Any = None
-) -> tuple[Plan, list[list[int]], bool]:
+def _check(params: Params, prompt: Any, options: Options, per_prompt: Any = None) -> tuple[Plan, list[list[int]], bool]:
     """Return checked options, the ids of all prompts, and whether a list of prompts was given."""
-    checked = plan(params, Options.of("stream", options), per_prompt)
+    checked = plan(params, options, per_prompt)
     prompts, many = prompt_ids(params, prompt)
     if per_prompt is not None and len(per_prompt) != len(prompts):
         raise ValueError(f"per_prompt has {len(per_prompt)} entries for {len(prompts)} prompts; pass one for each")
