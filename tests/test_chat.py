@@ -254,10 +254,10 @@ def test_a_stream_that_is_closed_keeps_what_came(chat: Chat, speaker: kangaroo_j
 def test_an_answer_that_is_being_given_is_in_the_history_as_far_as_it_came(chat: Chat) -> None:
     """Nobody closes a stream that a loop was left with ``break``."""
     given = ""
-    for piece in chat.send("Hello", stream=True):
+    for number, piece in enumerate(chat.send("Hello", stream=True)):
         given += piece
         assert chat.history == [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": given}]
-        if len(given) > 5:
+        if number == 1:  # After the prefill's token and one round, however fast the machine is.
             break
     assert len(chat.history) == 2 and len(given) < NEW
 
