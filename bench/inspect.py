@@ -98,9 +98,8 @@ def inspect(
         )
     sharding = h200(wheels) if target == "h200" else None
     for name in programs:
-        spec = dec.DecodeSpec(config, dec.Kangaroo(exit_layer=exit_layer), gamma)
-        if name == "plain":
-            spec = dec.DecodeSpec(config, dec.PLAIN, 0)
+        drafting = (dec.PLAIN, 0) if name == "plain" else (dec.Kangaroo(exit_layer=exit_layer), gamma)
+        spec = dec.DecodeSpec(config, *drafting)
         part, spec = ("prefill", spec.for_prefill) if name == "prefill" else ("decode", spec)
         chunk = dec.prefill_chunk(slots // 2, slots, 1)
         low = lower(Program(part, spec, slots=slots, dtype=dtype, chunk=chunk), sharding)

@@ -30,8 +30,7 @@ def traffic(params: kangaroo_jax.Params, slots: int = 0) -> dict[str, int]:
     """
     target, config = params.target, params.config
     layers = [size(target[f"layers_{index}"]) for index in range(config.num_hidden_layers)]
-    width = target["embed_tokens"]["embedding"].dtype.itemsize
-    cache = 2 * slots * config.num_key_value_heads * config.head_dim * width
+    cache = 2 * slots * config.num_key_value_heads * config.head_dim * params.dtype.itemsize
     last = size(target["norm"]) + _matrix(head_kernel, target)
     parts = {"plain": sum(layers) + len(layers) * cache + last}
     if params.adapter is None or params.draft is None:

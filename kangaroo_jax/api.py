@@ -99,11 +99,10 @@ def generate(
     run = Run(params, prompts, checked)
     if streamer is not None:
         _feed(run, streamer)
+    # Where the text decides when to end, the host has to look.
+    look: dict[str, Any] = {"seconds": LOOK_SECONDS} if any(each.stop_strings for each in checked.settings) else {}
     while not run.finished:
-        if any(row.stop_strings for row in run.rows):  # The text decides when to end, and the host has to look.
-            run.advance(seconds=LOOK_SECONDS)
-        else:
-            run.advance()
+        run.advance(**look)
     results = run.results()
     return results if many or len(results) > 1 else results[0]
 

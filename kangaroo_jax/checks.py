@@ -47,10 +47,7 @@ def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ValueError(f"{name} is {value!r:.60}; pass a whole number of at least {least}")
     number = operator.index(value)
-    if number < least:
-        raise ValueError(f"{name} is {number}; it must be at least {least}")
-    if most is not None and number > most:
-        raise ValueError(f"{name} is {number}; it must be at most {most}")
+    _check_range(name, number, least, most)
     return number
 
 
@@ -94,10 +91,7 @@ def check_integer(name: str, value: Any, least: int = 1, most: int = WIDEST) -> 
     """Raise ValueError if ``value`` is no integer from ``least`` to ``most``."""
     if type(value) is not int:
         raise ValueError(f"{name} is {brief(value)}; it must be an integer")
-    if value < least:
-        raise ValueError(f"{name} is {brief(value)}; it must be at least {least}")
-    if value > most:
-        raise ValueError(f"{name} is {brief(value)}; it must be at most {most}")
+    _check_range(name, value, least, most)
 
 
 def positive(name: str, value: Any) -> float:
@@ -115,3 +109,10 @@ def positive(name: str, value: Any) -> float:
     if not 0 < number < math.inf:
         raise ValueError(f"{name} is {brief(value)}; it must be above 0 and finite")
     return number
+
+
+def _check_range(name: str, number: int, least: int, most: int | None) -> None:
+    if number < least:
+        raise ValueError(f"{name} is {brief(number)}; it must be at least {least}")
+    if most is not None and number > most:
+        raise ValueError(f"{name} is {brief(number)}; it must be at most {most}")

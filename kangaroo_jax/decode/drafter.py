@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int
 
 from kangaroo_jax.decode.accept import accept_greedy, accept_sampled
 from kangaroo_jax.decode.sampling import Sampling
@@ -101,6 +101,11 @@ class Drafter:
 
     exit_layer: int = dataclasses.field(default=0, kw_only=True)
 
+    # Which drafted tokens are accepted: where the most likely ones are taken, and where tokens are drawn. Another rule
+    # is no decoding any more; it is for tests, and for measurements that force an acceptance.
+    agree = staticmethod(accept_greedy)
+    accept = staticmethod(accept_sampled)
+
     @property
     def reads_adapter(self) -> bool:
         """Whether it drafts with the adapter, ``weights["adapter"]``."""
@@ -138,25 +143,6 @@ class Drafter:
     def draft(self, spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Controls) -> Draft:
         """Return what is to be verified."""
         raise NotImplementedError
-
-    def agree(self, drafted: Int[Array, "B G"], count: Int[Array, " B"], target: Int[Array, "B R"]) -> Int[Array, " B"]:
-        """Return how many drafted tokens are accepted where the most likely ones are taken: ``accept_greedy``'s rule.
-
-        Another rule is no decoding any more; it is for tests, and for measurements that force an acceptance.
-        """
-        return accept_greedy(drafted, count, target)
-
-    def accept(
-        self,
-        drafted: Int[Array, "B G"],
-        count: Int[Array, " B"],
-        log_q: Float[Array, "B G V"],
-        log_p: Float[Array, "B R V"],
-        seed: UInt32[Array, "B 2"],
-        place: Int[Array, " B"],
-    ) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
-        """Return how many are accepted where tokens are drawn, and what follows: ``accept_sampled``'s rule."""
-        return accept_sampled(drafted, count, log_q, log_p, seed, place)
 
     def learn(self, spec: DecodeSpec, weights: Weights, memory: Any, verified: Verified) -> Any:
         """Return what it remembers after a verification."""

@@ -1,8 +1,7 @@
 """The host's side of decoding: what is asked for, what is compiled, what fits the memory, and what comes out."""
 
-from kangaroo_jax.engine.memory import check_memory, free_bytes
 from kangaroo_jax.engine.plan import Options, Plan, plan
-from kangaroo_jax.engine.programs import ONE_GRAPH, compile_with, compiled, executables, options
+from kangaroo_jax.engine.programs import ONE_GRAPH, compile_with, compiled, options
 from kangaroo_jax.engine.prompts import prompt_ids
 from kangaroo_jax.engine.results import Generation, Stats
 from kangaroo_jax.engine.run import Kept, Run
@@ -15,11 +14,8 @@ __all__ = [
     "Plan",
     "Run",
     "Stats",
-    "check_memory",
     "compile_with",
     "compiled",
-    "executables",
-    "free_bytes",
     "options",
     "plan",
     "prompt_ids",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import secrets
 import warnings
 from collections.abc import Mapping, Sequence
@@ -120,17 +121,15 @@ class Plan:
         width = max(-(-max(len(row.eos_token_id) for row in rows) // 4) * 4, 4)
         eos = [[*row.eos_token_id] + [-1] * (width - len(row.eos_token_id)) for row in rows]
 
-        def column(name: str, dtype: Any, most: float) -> Any:
+        def column(name: str, dtype: Any = np.float32, most: float = math.inf) -> Any:
             return np.array([min(getattr(row, name), most) for row in rows], dtype)
 
+        # The bounds fit fp32; all eta above 1 are one.
         sampling = dec.Sampling(
-            temperature=column("temperature", np.float32, 1e30),
-            top_k=column("top_k", np.int32, self.spec.config.vocab_size),
-            top_p=column("top_p", np.float32, 1),
-            min_p=column("min_p", np.float32, 1),
+            column("temperature", most=1e30), column("top_k", np.int32), column("top_p"), column("min_p")
         )
         ends: Any = np.array(eos, np.int32)
-        return dec.Controls(eta=column("eta", np.float32, 2.0), eos_token_id=ends, sampling=sampling)  # Above 1 is 2.
+        return dec.Controls(column("eta", most=2.0), ends, sampling)
 
     def keys(self, prompts: int) -> np.ndarray:
         """Return the random key of every sequence, ``[prompts * copies, 2]``.

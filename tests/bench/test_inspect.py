@@ -13,6 +13,8 @@ from bench import abstract_programs as programs
 from bench import hlo, inspect, thunks
 from kangaroo_jax.model import LlamaConfig
 
+pytestmark = pytest.mark.optimised
+
 CONFIG = LlamaConfig(
     vocab_size=251,
     hidden_size=46,

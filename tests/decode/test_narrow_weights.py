@@ -16,6 +16,8 @@ from kangaroo_jax.engine.programs import NARROW_OPTIONS, OPTIONS, compiled, opti
 from kangaroo_jax.model import LlamaConfig, forward, init_adapter, init_params
 from kangaroo_jax.model.layers import linear
 
+pytestmark = pytest.mark.optimised
+
 CONFIG = LlamaConfig(
     vocab_size=509,
     hidden_size=134,

@@ -16,6 +16,8 @@ from kangaroo_jax import decode as dec
 from kangaroo_jax.engine.programs import compiled, executables
 from kangaroo_jax.model import AdapterConfig, LlamaConfig
 
+pytestmark = pytest.mark.optimised
+
 CONFIG = LlamaConfig(
     vocab_size=61,
     hidden_size=46,

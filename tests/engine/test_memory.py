@@ -17,6 +17,8 @@ from kangaroo_jax.engine import memory
 from kangaroo_jax.engine.programs import options
 from kangaroo_jax.model import LlamaConfig, abstract_adapter, abstract_params
 
+pytestmark = pytest.mark.optimised
+
 CONFIG = LlamaConfig(
     vocab_size=4001,
     hidden_size=64,

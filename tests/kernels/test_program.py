@@ -16,6 +16,8 @@ from kangaroo_jax import decode as dec
 from kangaroo_jax.kernels import pack_target
 from kangaroo_jax.model import AdapterConfig, LlamaConfig, abstract_params, line, run_layers
 
+pytestmark = pytest.mark.optimised
+
 CONFIG = LlamaConfig(
     vocab_size=61,
     hidden_size=46,

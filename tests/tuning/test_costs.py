@@ -61,4 +61,4 @@ def test_few_slots_and_a_dtype_of_two_bytes(tiny_model: Path, monkeypatch: pytes
     narrow = kangaroo_jax.load(tiny_model, dtype="bfloat16")
     measured = measure_costs(narrow, prompt=[5, 6, 7], slots=24, repeats=1)
     assert (measured.slots, measured.dtype) == (24, "bfloat16")
-    assert measured.round[8] > 0
+    assert set(measured.round) == set(measured.draft) == {8}
