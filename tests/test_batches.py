@@ -160,7 +160,7 @@ MIXED: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.parametrize("method", ["kangaroo", "plain"])
+@pytest.mark.parametrize("method", ["kangaroo", pytest.param("plain", marks=pytest.mark.full)])
 @pytest.mark.parametrize(
     "which",
     [

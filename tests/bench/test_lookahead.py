@@ -222,6 +222,7 @@ def test_a_text_with_a_period_is_accepted_whole() -> None:
     assert set(state.stats.accepted_drafts[0, 4:13].tolist()) == {4}
 
 
+@pytest.mark.full
 def test_a_random_model_gives_plain_decodings_ids(tiny: kangaroo_jax.Params) -> None:
     prompts = [[*b"import os\nimport sys\n"], [*b"def f(x):\n    return x"]]
     plain, ready = make("plain", tiny), make("lookahead", tiny, {"W": 3, "N": 5, "G": 2, "from_text": True})

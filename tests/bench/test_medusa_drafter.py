@@ -40,7 +40,12 @@ def heads(
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "rows"), [("medusa", {}, 8), ("medusa-tree", {}, 64), ("medusa-tree", {"nodes": 13}, 16)]
+    ("name", "settings", "rows"),
+    [
+        ("medusa", {}, 8),
+        pytest.param("medusa-tree", {}, 64, marks=pytest.mark.full),
+        ("medusa-tree", {"nodes": 13}, 16),
+    ],
 )
 def test_ids_are_those_of_plain_decoding(
     tiny: kangaroo_jax.Params, heads: Path, name: str, settings: dict[str, Any], rows: int

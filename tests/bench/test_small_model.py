@@ -48,7 +48,7 @@ def test_the_target_as_its_own_draft_model_accepts_everything(
         assert set(out.stats.draft_lengths) == {gamma}
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5])
+@pytest.mark.parametrize("eta", [pytest.param(0.0, marks=pytest.mark.full), 0.5])
 def test_ids_are_those_of_plain_decoding(tiny: kangaroo_jax.Params, other_model: Path, eta: float) -> None:
     ready = methods.make("sps", tiny, {"draft_model": other_model, "eta": eta})
     lengths: set[int] = set()

@@ -154,7 +154,9 @@ def test_force_does_not_cost_anything_else(source, tmp_path, capsys):
     read_hf(source)
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["new", "replacing"])
+@pytest.mark.parametrize(
+    "old", [pytest.param(False, id="new", marks=pytest.mark.full), pytest.param(True, id="replacing")]
+)
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (OSError("No space left on device"), 2)])
 def test_what_is_interrupted_goes_on_where_it_stopped(
     source, tmp_path, monkeypatch, capsys, written, error, status, old

@@ -46,10 +46,10 @@ def first_confidences(lab: Any, adapter: AdapterConfig, text: list[int]) -> np.n
     ("adapter", "tied"),
     [
         (AdapterConfig("kangaroo", rope_theta=7.0), False),
-        (AdapterConfig("with-mlp"), False),
+        pytest.param(AdapterConfig("with-mlp"), False, marks=pytest.mark.full),
         (AdapterConfig("mlp-only"), False),
-        (AdapterConfig("linear"), True),
-        (AdapterConfig("no-input-norm"), False),
+        pytest.param(AdapterConfig("linear"), True, marks=pytest.mark.full),
+        pytest.param(AdapterConfig("no-input-norm"), False, marks=pytest.mark.full),
         (AdapterConfig("own-head"), True),
     ],
     ids=lambda value: value.kind if isinstance(value, AdapterConfig) else "",

@@ -16,7 +16,10 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(scope="module", params=OPTIONS)
+@pytest.fixture(
+    scope="module",
+    params=["qwen3", *(pytest.param(name, marks=pytest.mark.full) for name in ("mistral", "qwen2"))],
+)
 def family_lab(request: pytest.FixtureRequest, lab: Any) -> Any:
     """A lab whose target has one option, with biases and norms that matter."""
     made = type(lab)(dataclasses.replace(lab.config, **OPTIONS[request.param]), exit_layer=2)

@@ -117,7 +117,7 @@ def generate(weights: Any, dtype: Any, gamma: int) -> list[int]:
 
 
 @pytest.mark.parametrize("gamma", [0, 6])
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.bfloat16, marks=pytest.mark.full), jnp.float16])
 def test_narrow_weights_choose_what_fp32_scores_highest(dtype: Any, gamma: int) -> None:
     # Larger than the initialisation's, so that the choice changes from token to token.
     target = jax.tree.map(lambda leaf: leaf * 6 if leaf.ndim == 2 else leaf, init_params(CONFIG, jax.random.key(2)))

@@ -247,8 +247,10 @@ def test_the_p_value_is_one(p_value: Any) -> None:
     assert p_value(np.array([500, 499, 1]), np.array([0.5, 0.5, 0.0])) == 0
 
 
-@pytest.mark.parametrize("batches", [FEW, pytest.param(BATCHES, marks=pytest.mark.full)])
-@pytest.mark.parametrize("number", range(len(QUICK)))
+@pytest.mark.parametrize(
+    ("number", "batches"),
+    [(1, FEW), (3, FEW), *(pytest.param(number, BATCHES, marks=pytest.mark.full) for number in range(len(QUICK)))],
+)
 def test_texts_are_drawn_with_the_targets_probabilities(toy: Toy, p_value: Any, number: int, batches: int) -> None:
     case = QUICK[number]
     found = p_values(toy, p_value, case, toy.counts(case, number, batches))

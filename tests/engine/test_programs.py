@@ -43,6 +43,7 @@ def test_a_second_process_finds_the_programs_of_the_first(tiny_model: Path, tmp_
     assert programs(tmp_path / ".compiled") == kept
 
 
+@pytest.mark.full
 def test_the_cache_can_be_turned_off(tiny_model: Path, tmp_path: Path) -> None:
     run(tiny_model, tmp_path, KANGAROO_COMPILATION_CACHE="off")
     assert not (tmp_path / ".compiled").exists()
@@ -53,6 +54,7 @@ def test_a_cache_of_the_users_own_is_left_alone(tiny_model: Path, tmp_path: Path
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.full
 def test_a_folder_that_cannot_be_written_is_no_error(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file where the folder should be")
     assert run(tiny_model, tmp_path / "home").startswith("(")

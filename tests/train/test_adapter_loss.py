@@ -47,17 +47,22 @@ def test_sums_equal_the_formula() -> None:
 def test_both_sides_come_from_the_right_layers(tiny_config: LlamaConfig, tiny_params: dict) -> None:
     batch = batch_of(tiny_config)
     adapter = init_adapter(tiny_config, jax.random.key(1))
-    _, sums = distillation_loss(tiny_config, 1)(adapter, tiny_params, batch)
-    context = line(jnp.broadcast_to(jnp.arange(11), (3, 11)), None)
-    hidden, _ = run_layers(tiny_config, tiny_params, embed(tiny_params, batch["tokens"]), context, None, 0, 1)
-    student = head(tiny_params, run_adapter(tiny_config, adapter, hidden, context, None)[0])
-    _, expected = distillation_sums(forward(tiny_config, tiny_params, batch["tokens"]), student, batch["mask"])
+    _, sums = jax.jit(distillation_loss(tiny_config, 1))(adapter, tiny_params, batch)
+
+    @jax.jit
+    def by_hand(params: dict) -> dict[str, jax.Array]:
+        context = line(jnp.broadcast_to(jnp.arange(11), (3, 11)), None)
+        hidden, _ = run_layers(tiny_config, params, embed(params, batch["tokens"]), context, None, 0, 1)
+        student = head(params, run_adapter(tiny_config, adapter, hidden, context, None)[0])
+        return distillation_sums(forward(tiny_config, params, batch["tokens"]), student, batch["mask"])[1]
+
+    expected = by_hand(tiny_params)
     for name, value in expected.items():
         assert float(sums[name]) == pytest.approx(float(value), rel=1e-5), name
 
 
 def test_masked_positions_and_empty_batches_change_nothing(tiny_config: LlamaConfig, tiny_params: dict) -> None:
-    loss = distillation_loss(tiny_config, 2)
+    loss = jax.jit(distillation_loss(tiny_config, 2))
     adapter = init_adapter(tiny_config, jax.random.key(1))
     batch = batch_of(tiny_config)
     changed = batch | {"tokens": batch["tokens"].at[1].add(-1) % tiny_config.vocab_size}
@@ -73,7 +78,8 @@ def test_masked_positions_and_empty_batches_change_nothing(tiny_config: LlamaCon
 def test_only_the_adapter_is_differentiated(tiny_config: LlamaConfig, tiny_params: dict) -> None:
     loss = distillation_loss(tiny_config, 2)
     adapter = init_adapter(tiny_config, jax.random.key(1))
-    of_adapter, of_target = jax.grad(loss, argnums=(0, 1), has_aux=True)(adapter, tiny_params, batch_of(tiny_config))[0]
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    of_adapter, of_target = gradient(adapter, tiny_params, batch_of(tiny_config))[0]
     for path, leaf in jax.tree_util.tree_leaves_with_path(of_adapter):
         assert float(jnp.abs(leaf).max()) > 0, path
     # The head is the student's, too, but the target's first of all: frozen.

@@ -57,11 +57,16 @@ def test_the_loss_of_head_k_is_of_the_token_k_plus_1_places_on(tiny_config: Llam
     heads = jax.tree.map(lambda leaf: leaf + jax.random.normal(next(keys), leaf.shape), heads)
     rng = np.random.default_rng(0)
     tokens, mask = rng.integers(3, 259, (2, 23)), rng.random((2, 23)) < 0.9
-    total, sums = medusa_loss(tiny_config, 3)(heads, tiny_params, {"tokens": tokens, "mask": jnp.array(mask)})
+    total, sums = jax.jit(medusa_loss(tiny_config, 3))(heads, tiny_params, {"tokens": tokens, "mask": jnp.array(mask)})
     at = jnp.broadcast_to(jnp.arange(23), (2, 23))
-    x, _ = run_layers(tiny_config, tiny_params, embed(tiny_params, tokens), line(at, None), None, 0, 3)
-    x = RMSNorm(tiny_config.rms_norm_eps).apply({"params": tiny_params["norm"]}, x)
-    logs = np.asarray(jax.nn.log_softmax(medusa_logits(heads, x)))
+
+    @jax.jit
+    def log_probabilities(params: dict) -> jax.Array:
+        x, _ = run_layers(tiny_config, params, embed(params, tokens), line(at, None), None, 0, 3)
+        x = RMSNorm(tiny_config.rms_norm_eps).apply({"params": params["norm"]}, x)
+        return jax.nn.log_softmax(medusa_logits(heads, x))
+
+    logs = np.asarray(log_probabilities(tiny_params))
     places = [(row, t) for row in range(2) for t in range(19) if mask[row, t : t + 4].all()]
     assert sums["tokens"] == len(places) > 5
     each = [-sum(logs[k - 1, row, t, tokens[row, t + k + 1]] for row, t in places) for k in (1, 2, 3)]

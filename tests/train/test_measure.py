@@ -37,6 +37,7 @@ def test_xla_counts_the_same_operations(kv_heads: int) -> None:
     assert 1 <= counted / (rows * length) / step_flops(config, length) < 1.07
 
 
+@pytest.mark.full
 def test_speed_is_compared_with_products(capsys: pytest.CaptureFixture[str]) -> None:
     main(["speed", "--rows", "1", "--length", "16", "--repeats", "1", "--product", "64"])
     text = capsys.readouterr().out

@@ -37,12 +37,12 @@ def adapters_of(config: LlamaConfig) -> dict:
 
 def test_sums_and_gradients_are_those_of_each_alone(tiny_config: LlamaConfig, tiny_params: dict) -> None:
     batch, adapters = batch_of(tiny_config, 0), adapters_of(tiny_config)
-    gradient = jax.grad(joint_loss(tiny_config, DRAFTS), has_aux=True)
+    gradient = jax.jit(jax.grad(joint_loss(tiny_config, DRAFTS), has_aux=True))
     slopes, sums = gradient(adapters, tiny_params, batch)
     alone = {}
     for name, draft in DRAFTS.items():
         loss = distillation_loss(tiny_config, draft.exit_layer)
-        slope, alone[name] = jax.grad(loss, has_aux=True)(adapters[name], tiny_params, batch)
+        slope, alone[name] = jax.jit(jax.grad(loss, has_aux=True))(adapters[name], tiny_params, batch)
         for one, other in zip(jax.tree.leaves(slopes[name]), jax.tree.leaves(slope), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
     for key in ("loss", "top1", "acceptance"):
