@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import pytest
 
 from kangaroo_jax.engine.programs import ONE_GRAPH, compile_with
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.full
+
 PROGRAM = """
 import json
 import sys
@@ -71,8 +73,8 @@ print(json.dumps({"losses": losses, "held": held, "share": share, "devices": jax
 
 ALL = [
     ("2", 2, 1.0),
-    pytest.param("8", 8, 1.0, marks=pytest.mark.full),
-    pytest.param("mesh", 8, 0.25, marks=pytest.mark.full),
+    ("8", 8, 1.0),
+    ("mesh", 8, 0.25),
 ]
 
 
