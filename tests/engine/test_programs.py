@@ -12,6 +12,8 @@ import pytest
 
 from kangaroo_jax.engine.programs import ONE_GRAPH, compile_with
 
+pytestmark = pytest.mark.optimised  # What is compiled in no time is not kept.
+
 CODE = """
 import sys, jax
 jax.jit(lambda x: x + 1)(1)  # Something was compiled before: JAX has looked for a cache already.
