@@ -22,14 +22,14 @@ def megabytes() -> int:
     return 256 if jax.default_backend() == "cpu" else 1024
 
 
-def matvec(size: int) -> Callable[[], float]:
-    """Return a timer of fp32 products of one row with a square matrix of ``size`` MiB: bytes of it read per second.
+def matvec(size: int, dtype: Any = jnp.float32) -> Callable[[], float]:
+    """Return a timer of products of one row with a square matrix of ``size`` MiB: bytes of it read per second.
 
     Each of the products takes the result of the one before, so that they cannot run side by side.
     """
-    width = math.isqrt(size * 2**20 // 4)
-    matrix = jax.random.normal(jax.random.key(0), (width, width)) / math.sqrt(width)
-    vector = jnp.ones((1, width))
+    width = math.isqrt(size * 2**20 // jnp.dtype(dtype).itemsize)
+    matrix = (jax.random.normal(jax.random.key(0), (width, width)) / math.sqrt(width)).astype(dtype)
+    vector = jnp.ones((1, width), dtype)
 
     @jax.jit
     def products(vector: Any, matrix: Any) -> Any:

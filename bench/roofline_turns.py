@@ -15,7 +15,12 @@ from kangaroo_jax import decode as dec
 from kangaroo_jax.engine import ONE_GRAPH
 from kangaroo_jax.tuning import Costs
 
-GRAPHS: dict[str, Mapping[str, str]] = {"default": {}, "one": ONE_GRAPH}
+GRAPHS: dict[str, Mapping[str, str]] = {
+    "default": {},
+    "one": ONE_GRAPH,
+    "no-triton": {**ONE_GRAPH, "xla_gpu_enable_triton_gemm": "False"},
+    "skip-temp": {**ONE_GRAPH, "xla_gpu_command_buffer_update_mode": "SKIP_TEMP"},
+}
 """XLA options by the name that ``--graph`` gives them."""
 PROMPT = 64
 

@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from train.loss import distillation_loss
 from train.optimizer import adapter_optimizer
 from train.step import init_state, make_train_step, place, place_batch, target_mesh
 from workshop.command import exit_status
+from workshop.places import check_file, write_figures
 from workshop.published_shapes import SHAPES as PUBLISHED
 
 SHAPES = {"joey": joey_config(), **{name: PUBLISHED[name] for name in ("vicuna-7b", "vicuna-13b", "vicuna-33b")}}
@@ -58,8 +60,8 @@ def product_seconds(dtype: Any, size: int) -> tuple[Callable[[], float], float]:
     return seconds, 2 * size**3
 
 
-def speed(args: argparse.Namespace) -> None:
-    """Time steps and products in turn; print medians and the median of neighbouring ratios."""
+def speed(args: argparse.Namespace) -> dict[str, Any]:
+    """Time steps and products in turn; print medians and the median of neighbouring ratios, and return them."""
     config = SHAPES[args.shape]
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, config.vocab_size, (args.rows, args.length)).astype(np.int32)
@@ -83,10 +85,21 @@ def speed(args: argparse.Namespace) -> None:
             times.append(took)
             rates.append(flops_of_product / seconds)
             ratios.append(flops / took / rates[-1])
-    print(f"step             {tokens.size / statistics.median(times):.0f} tokens/s")
-    print(f"needed           {step_flops(config, args.length) / 1e6:.1f} MFLOP a token")
-    print(f"matrix products  {statistics.median(rates) / 1e9:.0f} GFLOP/s")
-    print(f"share of it      {100 * statistics.median(ratios):.0f} %")
+    figures = {
+        "shape": args.shape,
+        "tokens": tokens.size,
+        "tokens_per_second": tokens.size / statistics.median(times),
+        "flops_per_token": step_flops(config, args.length),
+        "product_flops": statistics.median(rates),
+        "share": statistics.median(ratios),
+        # Where the runtime counts: the most that was held at a time.
+        "peak_bytes": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+    }
+    print(f"step             {figures['tokens_per_second']:.0f} tokens/s")
+    print(f"needed           {figures['flops_per_token'] / 1e6:.1f} MFLOP a token")
+    print(f"matrix products  {figures['product_flops'] / 1e9:.0f} GFLOP/s")
+    print(f"share of it      {100 * figures['share']:.0f} %")
+    return figures
 
 
 def compiled_bytes(config: LlamaConfig, args: argparse.Namespace) -> tuple[int, int]:
@@ -111,8 +124,8 @@ def compiled_bytes(config: LlamaConfig, args: argparse.Namespace) -> tuple[int, 
     return needs.argument_size_in_bytes, needs.temp_size_in_bytes
 
 
-def memory(args: argparse.Namespace) -> None:
-    """Compile the step for two depths, without weights, and print what XLA says it needs."""
+def memory(args: argparse.Namespace) -> dict[str, Any]:
+    """Compile the step for two depths, without weights; print what XLA says it needs, and return it."""
     config = SHAPES[args.shape]
     found = [compiled_bytes(dataclasses.replace(config, num_hidden_layers=layers), args) for layers in args.layers]
     for layers, (arguments, temporary) in zip(args.layers, found, strict=True):
@@ -123,6 +136,17 @@ def memory(args: argparse.Namespace) -> None:
     grown = (second - first) / (args.layers[1] - args.layers[0])
     print(f"temporary memory grows by {grown / 1e9:.3f} GB a layer")
     print(f"{config.num_hidden_layers} layers: arguments {whole / 1e9:.2f} GB, temporary {second / 1e9:.2f} GB")
+    return {"shape": args.shape, "argument_bytes": whole, "temporary_bytes": second, "temporary_bytes_a_layer": grown}
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Measure what was asked for.
+
+    Raises:
+        ValueError: if the figures cannot be written.
+    """
+    check_file("--json", args.json)
+    write_figures(args.json, {"speed": speed, "memory": memory}[args.part](args))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -142,11 +166,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--repeats", type=int, default=9, help="measured steps (default: %(default)s)")
     add("--product", type=int, default=1536, help="rows of the matrices it is compared with (default: %(default)s)")
     add("--layers", type=int, nargs=2, default=(4, 6), help="depths that are compiled (default: 4 6)")
+    add("--json", type=Path, metavar="FILE", help="write the figures there, too")
     args = parser.parse_args(argv)
     defaults = {"speed": ("joey", 8, 512), "memory": ("vicuna-7b", 4, 2048)}[args.part]
     for name, value in zip(("shape", "rows", "length"), defaults, strict=True):
         setattr(args, name, getattr(args, name) or value)
-    return exit_status(lambda: {"speed": speed, "memory": memory}[args.part](args))
+    return exit_status(lambda: measure(args))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import signal
@@ -131,7 +130,7 @@ def test_ctrl_c_loses_no_question_that_was_answered(
     def interrupted(self: Ready, *args, **kwargs) -> kangaroo_jax.Generation:
         calls.append(self.name)
         if len(calls) == 9 + 12 + 6 + 2:  # Warm-ups, two turns, one turn, the middle of the third question.
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return generate(self, *args, **kwargs)
 
     with monkeypatch.context() as patched:

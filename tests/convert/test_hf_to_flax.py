@@ -184,6 +184,7 @@ def test_what_is_interrupted_goes_on_where_it_stopped(
     assert len(written) == len(set(written)) == LEAVES
 
 
+@pytest.mark.full
 def test_killed_it_goes_on_with_what_is_finished(source, tmp_path, written, capsys):
     """Killed twice; leaves that the journal names are not written again."""
     out = tmp_path / "out"

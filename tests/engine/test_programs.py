@@ -52,6 +52,7 @@ def test_the_cache_can_be_turned_off(tiny_model: Path, tmp_path: Path) -> None:
     assert not (tmp_path / ".compiled").exists()
 
 
+@pytest.mark.full
 def test_a_cache_of_the_users_own_is_left_alone(tiny_model: Path, tmp_path: Path) -> None:
     run(tiny_model, tmp_path / "home", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"))
     assert not (tmp_path / "home").exists()

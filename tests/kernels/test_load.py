@@ -163,6 +163,7 @@ for name in sys.argv[3:]:
 """
 
 
+@pytest.mark.full
 def test_a_damaged_library_is_named_and_not_used(without_library: Path, tiny_model: Path, tmp_path: Path) -> None:
     """Empty, no library at all, cut off anywhere, for another processor, or another library of that name."""
     import _ctypes

@@ -38,6 +38,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.full
 def test_spread_over_devices_ids_are_the_same(tmp_path):
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",

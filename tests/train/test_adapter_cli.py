@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -80,7 +79,7 @@ def test_a_stopped_run_resumes_to_the_same_adapter(
     def stopping(*args: Any) -> Any:
         calls.append(args)
         if len(calls) == 4:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return real(*args)
 
     monkeypatch.setattr(train.training_loop, "place_batch", stopping)

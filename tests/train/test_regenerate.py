@@ -148,6 +148,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
     assert (tmp_path / "out.jsonl").read_bytes() == undisturbed and not partial.exists()
 
 
+@pytest.mark.full
 def test_a_killed_run_goes_on_to_the_same_bytes(command: list[str], tmp_path: Path, undisturbed: bytes) -> None:
     partial = tmp_path / "out.jsonl.partial"
     process = subprocess.Popen([sys.executable, "-m", "train.regenerate", *command], stderr=subprocess.DEVNULL)

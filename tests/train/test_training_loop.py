@@ -78,7 +78,7 @@ def test_ctrl_c_ends_the_step_saves_and_resumes(tmp_path: Path) -> None:
     def interrupted(first: int) -> Iterator[dict[str, np.ndarray]]:
         for index, batch in enumerate(batches(first), first):
             if index == 4:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
             yield batch
 
     before = signal.getsignal(signal.SIGINT)
@@ -146,6 +146,7 @@ def killed_again_and_again(directory: Path, steps: int, kills: int) -> None:
     subprocess.run(command, cwd=root, check=True, capture_output=True)
 
 
+@pytest.mark.full
 def test_killed_at_any_moment_it_ends_in_the_same_bits(tmp_path: Path) -> None:
     """Two kills of a small loss; ``test_adapter_processes`` kills the whole trainer ten times."""
     steps, kills = 90, 2
