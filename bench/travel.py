@@ -106,21 +106,19 @@ def plan(out: str, sizes: Sequence[int], wheels: Sequence[str], runs: Sequence[s
         sizes: bytes of each transfer.
         wheels: names of wheels; the runs after the last transfer have them.
         runs: the last follow the last transfers; of more than there are transfers, the rest need nothing carried.
-        back: what comes back after each run, as a tar file in parts; empty for nothing.
+        back: what comes back after each run, whatever that ended in, as a tar file in parts; empty for nothing.
         limit: MiB of such a part.
     """
     out, steps, lines = shlex.quote(out), max(len(sizes), len(runs)), list[str]()
     named = " ".join(f"{out}/{name}" for name in wheels)
     install = f"python3 -m pip install -q --no-index --no-deps --upgrade --target {out}/site {named}"
+    pack = f'; status=$?; tar -czf - {shlex.quote(back)} | split -d -b {limit}m - "${{OUT:?}}/back.tgz."; exit $status'
     for step, run in enumerate([*[""] * (steps - len(runs)), *runs], 1):
         command = f"sh {out}/{min(step, len(sizes))}/join.sh"
         if run:
             command += " && " if step >= len(sizes) else "; "
             command += f"{install} && export PYTHONPATH={out}/site && " if wheels and step >= len(sizes) else ""
-            command += run
-            command += (
-                f'; tar -czf - {shlex.quote(back)} | split -d -b {limit}m - "${{OUT:?}}/back.tgz."' if back else ""
-            )
+            command += f"({run})" + (pack if back else "")
         carried = f"{out}/{step} ({sizes[step - 1] / MIB:.1f} MiB)" if step <= len(sizes) else "nothing more"
         lines.append(f"{step}. Carry {carried}; there, in the checkout's root:\n{command}")
     if back:

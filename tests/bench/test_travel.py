@@ -112,25 +112,26 @@ def test_links_are_followed_as_in_a_folder_of_a_download_cache(tmp_path: Path, f
 def test_the_plan_has_runs_behind_the_last_transfers() -> None:
     assert plan("kit", [3 * MIB, MIB], [], ["make a"], "", 15) == (
         "1. Carry kit/1 (3.0 MiB); there, in the checkout's root:\nsh kit/1/join.sh\n\n"
-        "2. Carry kit/2 (1.0 MiB); there, in the checkout's root:\nsh kit/2/join.sh && make a"
+        "2. Carry kit/2 (1.0 MiB); there, in the checkout's root:\nsh kit/2/join.sh && (make a)"
     )
     found = plan("kit", [MIB, MIB], ["x.whl"], ["make a", "make b", "make c"], "", 15).split("\n")
     install = "python3 -m pip install -q --no-index --no-deps --upgrade --target kit/site kit/x.whl"
-    assert found[1] == "sh kit/1/join.sh; make a"
-    assert found[4] == f"sh kit/2/join.sh && {install} && export PYTHONPATH=kit/site && make b"
-    assert found[6].startswith("3. Carry nothing more;") and found[7].endswith("&& make c")
+    assert found[1] == "sh kit/1/join.sh; (make a)"
+    assert found[4] == f"sh kit/2/join.sh && {install} && export PYTHONPATH=kit/site && (make b)"
+    assert found[6].startswith("3. Carry nothing more;") and found[7].endswith("&& (make c)")
 
 
 def test_what_comes_back_is_packed_in_parts_and_unpacked_by_the_printed_commands(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     figures = random.Random(5).randbytes(2 * MIB)
     (tmp_path / "runs/figures.json").write_bytes(figures)
-    lines = plan("kit", [MIB], [], ["true"], "runs", 1).split("\n")
+    lines = plan("kit", [MIB], [], ["exit 3"], "runs", 1).split("\n")
     (tmp_path / "kit/1").mkdir(parents=True)
     (tmp_path / "kit/1/join.sh").write_text("exit 0\n")
     out = tmp_path / "out"
     out.mkdir()
-    subprocess.run(["sh", "-c", lines[1]], cwd=tmp_path, env={"OUT": str(out), "PATH": "/usr/bin:/bin"}, check=True)
+    there = subprocess.run(["sh", "-c", lines[1]], cwd=tmp_path, env={"OUT": str(out), "PATH": "/usr/bin:/bin"})
+    assert there.returncode == 3  # The run's own.
     assert len(list(out.iterdir())) == 3 and max(file.stat().st_size for file in out.iterdir()) <= MIB
     subprocess.run(["sh", "-c", lines[-1]], cwd=out, check=True)
     assert (out / "runs/figures.json").read_bytes() == figures
