@@ -15,7 +15,8 @@ import kangaroo_jax
 from bench.interleave import WARM_UPS
 from bench.methods import METHODS, Ready
 from bench.question_set import speaks_chat
-from workshop.provenance import commit, versions, weights_digest
+from kangaroo_jax.version import versions
+from workshop.provenance import commit, weights_digest
 
 
 def new_record(

@@ -12,8 +12,7 @@ from kangaroo_jax.model import KangarooConfig, LlamaConfig
 from kangaroo_jax.params import Params, load
 from kangaroo_jax.proof import LosslessReport, LosslessRow, verify_lossless
 from kangaroo_jax.tuning import Tuning, tune
-
-__version__ = "0.2.0"
+from kangaroo_jax.version import VERSION as __version__
 
 __all__ = [
     "Chat",

@@ -18,6 +18,7 @@ PACKAGES = ("kangaroo_jax", "workshop", "convert", "train", "bench")
 MAY: dict[str, str] = {
     "kangaroo_jax.checks": "",
     "kangaroo_jax.files": "",
+    "kangaroo_jax.version": "",
     "kangaroo_jax.kernels": "",
     "kangaroo_jax.text": "checks",
     "kangaroo_jax.model": "checks kernels",
@@ -29,12 +30,13 @@ MAY: dict[str, str] = {
     "kangaroo_jax.api": "checks params engine",
     "kangaroo_jax.chat": "checks text params decode engine api",
     "kangaroo_jax.proof": "model params decode engine api",
-    "kangaroo_jax.tuning": "checks model store params decode engine api proof",
-    "kangaroo_jax": "model params engine api chat proof tuning",
-    "workshop": "files model store",
+    "kangaroo_jax.tuning": "checks version model store params decode engine api proof",
+    "kangaroo_jax": "version model params engine api chat proof tuning",
+    "workshop": "files version model store",
     "convert": "files model store workshop",
     "train": "checks files text model store baselines params engine kangaroo_jax workshop",
-    "bench": "checks files kernels text model store baselines params decode engine proof tuning kangaroo_jax workshop",
+    "bench": "checks files version kernels text model store baselines params decode engine proof tuning kangaroo_jax "
+    "workshop",
     "kangaroo_jax.cli": "files kernels model store engine proof tuning kangaroo_jax",
     "kangaroo_jax.__main__": "cli",
 }

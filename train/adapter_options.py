@@ -72,7 +72,11 @@ def build_parser() -> argparse.ArgumentParser:
     decode = "steps between decoding a few held-out prompts; the adapter that does it best is kept; 0: never"
     add("--decode-every", type=int, default=500, help=f"{decode} (default: %(default)s)")
     add("--decode-prompts", type=int, default=8, help="held-out prompts decoded for that (default: %(default)s)")
-    add("--wandb", metavar="PROJECT", help="log to Weights & Biases, too (default: log.jsonl and TensorBoard only)")
+    add(
+        "--wandb",
+        metavar="PROJECT",
+        help="log to Weights & Biases, too (default: log.jsonl and, if installed, TensorBoard only)",
+    )
     hosts = "HOST:PORT of the first of several processes, or 'auto' where the cluster says it"
     add("--coordinator", metavar="ADDRESS", help=f"{hosts} (default: this process alone)")
     add("--processes", type=int, help="how many there are (default: the cluster's)")

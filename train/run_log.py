@@ -1,4 +1,4 @@
-"""Where the figures of a run go: a JSONL file and TensorBoard, always; Weights & Biases when asked."""
+"""Where the figures of a run go: a JSONL file, always; TensorBoard if it is there; Weights & Biases when asked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Recorder:
     """Writes figures by step; a resumed run goes on in the same files, behind the step it resumes from.
 
     Attributes:
-        directory: holds ``log.jsonl`` and ``tensorboard/``, and ``wandb/`` when that is asked for.
+        directory: holds ``log.jsonl``; ``tensorboard/`` if tensorboardX is installed; ``wandb/`` when it is asked for.
     """
 
     def __init__(self, directory: Path, step: int = 0, wandb: str | None = None, settings: Any = None) -> None:
@@ -42,20 +42,22 @@ class Recorder:
         directory.mkdir(parents=True, exist_ok=True)
         self._log = directory / LOG
         _drop_after(self._log, step)
-        self._board = _Board(directory / "tensorboard", step)
+        self._board = _Board(directory / "tensorboard", step) if importlib.util.find_spec("tensorboardX") else None
         self._wandb = None if wandb is None else _start_wandb(directory, wandb, settings)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Write figures of one step; names go to all places as they are."""
         with self._log.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **figures}) + "\n")
-        self._board.write(step, figures)
+        if self._board is not None:
+            self._board.write(step, figures)
         if self._wandb is not None:
             self._wandb.log(dict(figures), step=step)
 
     def close(self) -> None:
         """Write out what is buffered."""
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -123,8 +125,8 @@ def _drop_after(log: Path, step: int) -> None:
 
 
 def require_libraries(wandb: str | None = None) -> None:
-    """Raise ValueError if a library that figures are written with is not installed; for a look before long work."""
-    for name, needed in (("tensorboardX", True), ("matplotlib", True), ("wandb", wandb is not None)):
+    """Raise ValueError if a library that figures need is not installed; for a look before long work."""
+    for name, needed in (("matplotlib", True), ("wandb", wandb is not None)):
         if needed and importlib.util.find_spec(name) is None:
             extra = "wandb" if name == "wandb" else "train"
             raise ValueError(f"training needs {name}, which is not installed: pip install 'kangaroo-jax[{extra}]'")

@@ -91,7 +91,7 @@ def fit(
         frozen: what the step reads and never changes, placed on the devices already (``train.step.place``).
         batches: ``batches(first_step)`` yields batches from that step on: arrays, or trees of arrays, ``[rows, ...]``.
         steps: total number of optimiser steps.
-        directory: holds ``checkpoints/``, ``log.jsonl`` and ``tensorboard/``.
+        directory: holds ``checkpoints/`` and what ``train.run_log`` writes.
         save_every: optimiser steps between checkpoints; the last step is always saved.
         keep: number of checkpoints that are kept.
         log_every: steps between two records; a record is of its step, but for ``tokens_per_second``.

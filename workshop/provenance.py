@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -12,6 +11,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from kangaroo_jax.version import versions
 
 
 def provenance(module: str, argv: Sequence[str], packages: Sequence[str]) -> dict[str, Any]:
@@ -32,11 +33,6 @@ def provenance(module: str, argv: Sequence[str], packages: Sequence[str]) -> dic
         "commit": commit(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-
-
-def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Return the versions of installed packages."""
-    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def commit() -> str | None:

@@ -22,7 +22,7 @@ def library() -> ctypes.CDLL | str:
     """Return the library, its functions known to XLA, or why there is none; in a sentence without an end."""
     found = importlib.util.find_spec("kangaroo_jax.kernels._native")
     if found is None or found.origin is None:
-        return "they were not built: the package was installed without a C++ compiler (pip install -v shows the reason)"
+        return "they were not built: the package was not installed, or without a C++ compiler (see pip install -v)"
     try:
         _check_whole(found.origin)
         opened = ctypes.CDLL(found.origin)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import os
 import statistics
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from kangaroo_jax.proof import read_prompts
 from kangaroo_jax.store import find_adapter
 from kangaroo_jax.tuning.outcome import Setting, Tuning
 from kangaroo_jax.tuning.predict import COST_REPEATS, predict
+from kangaroo_jax.version import versions
 
 ETAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -98,7 +98,7 @@ def tune(
         new_tokens=sum(len(out.token_ids) for out in plain),
         max_new_tokens=max_new_tokens,
         repeats=repeats,
-        versions={name: importlib.metadata.version(name) for name in ("kangaroo_jax", "jax")},
+        versions=versions(("kangaroo_jax", "jax")),
     )
 
 

@@ -135,7 +135,7 @@ for attempt in (
 
 @pytest.mark.full
 def test_without_the_library_everything_is_xlas(without_library: Path, tiny_model: Path) -> None:
-    reason = "they were not built: the package was installed without a C++ compiler (pip install -v shows the reason)"
+    reason = "they were not built: the package was not installed, or without a C++ compiler (see pip install -v)"
     place, used, ids, described, *errors = run(without_library, ABSENT, str(tiny_model))
     assert place.startswith(str(without_library)) and used == "xla"
     expected = kangaroo_jax.generate(kangaroo_jax.load(tiny_model, kernels="xla"), "Hello", max_new_tokens=11)

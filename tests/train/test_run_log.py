@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import struct
 from pathlib import Path
@@ -35,6 +36,15 @@ def test_figures_go_to_the_log_and_to_tensorboard(tmp_path: Path) -> None:
     assert read_log(tmp_path / LOG) == {"loss": [(3, 2.5)], "top1": [(3, 0.25)]}
     board = events(tmp_path / "tensorboard")
     assert board["top1"] == [(3, 0.25)] and board["loss"][0] == (3, 2.5)
+
+
+def test_without_tensorboardx_there_is_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboardX" else found(name))
+    recorder = Recorder(tmp_path)
+    recorder.write(3, {"loss": 2.5})
+    recorder.close()
+    assert read_log(tmp_path / LOG) == {"loss": [(3, 2.5)]} and not (tmp_path / "tensorboard").exists()
 
 
 def test_what_came_after_the_checkpoint_is_dropped(tmp_path: Path) -> None:
