@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import platform
 import statistics
@@ -26,6 +24,7 @@ from bench.abstract_programs import Program, lower
 from bench.roofline_turns import GRAPHS, Settings
 from bench.shapes import random_params
 from kangaroo_jax import decode as dec
+from kangaroo_jax import version
 from kangaroo_jax.engine import compile_with
 from kangaroo_jax.kernels import why_not
 from kangaroo_jax.model import LlamaConfig
@@ -44,7 +43,17 @@ TINY = LlamaConfig(
 )
 ROOT = Path(__file__).resolve().parents[1]
 _DUMPED = ("thunk_sequence", "after_optimizations.txt", "autotune", "target_config")
-PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+PACKAGES = (
+    "kangaroo-jax",
+    "jax",
+    "jaxlib",
+    "jax-cuda13-plugin",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "transformers",
+    "numpy",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +91,10 @@ class Step(NamedTuple):
 
 def versions(setup: Setup) -> Any:
     """Return what the machine is, as JAX and the driver name it."""
-    found = {}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
     device = jax.local_devices()[0]
     return {
         "python": platform.python_version(),
-        "packages": found,
+        "packages": version.versions(PACKAGES),
         "device": device.device_kind,
         "devices": jax.device_count(),
         "memory": device.memory_stats(),
@@ -152,9 +157,14 @@ def _equal(some: Sequence[Any], others: Sequence[Any]) -> int:
 
 def suite(setup: Setup) -> Any:
     """Run tests of decoding and of the model on this machine; return the lines that sum them up."""
-    which = ["tests/decode/test_commit.py"] if setup.rehearse else ["tests/decode", "tests/model"]
-    few = "not hf and not full and not h200 and not optimised"  # The code itself is looked at apart.
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", few, "-p", "no:cacheprovider", *which]
+    which = (
+        ["decode/test_commit"]
+        if setup.rehearse
+        else ["decode/test_lossless", "decode/test_sampling", "model/test_parity"]
+    )
+    few = "not hf and not full and not h200"
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", few, "-p", "no:cacheprovider"]
+    command += [f"tests/{name}.py" for name in which]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     return {
