@@ -1,7 +1,7 @@
 """What the compiled decode loop looks like: copies of caches and weights, kernels, CUDA graphs. No GPU needed.
 
 python -m bench.inspect                                  joey, for this machine
-python -m bench.inspect --target h200                    Vicuna-7B in bf16, for an H200 (`make h200` gets the compiler)
+python -m bench.inspect --target h200                    Vicuna-7B in bf16, for an H200 (or h100; `make h200` gets the compiler)
 python -m bench.inspect --target h200 --layers 4 --tree  faster, and how loops and graphs are nested
 """
 
@@ -19,7 +19,7 @@ import jax
 from tqdm import tqdm
 
 from bench import hlo, thunks
-from bench.abstract_programs import WHEELS, Compiled, Lowered, Program, build, h200, lower
+from bench.abstract_programs import CARDS, WHEELS, Compiled, Lowered, Program, build, gpu, lower
 from kangaroo_jax import decode as dec
 from kangaroo_jax.engine import ONE_GRAPH
 from kangaroo_jax.model import LlamaConfig
@@ -29,10 +29,10 @@ from workshop.published_shapes import SHAPES
 
 TARGETS: dict[str, dict[str, dict[str, str] | None]] = {
     "cpu": {"as generate": None},
-    "h200": {"default": {}, "one graph": ONE_GRAPH},
+    **{card: {"default": {}, "one graph": ONE_GRAPH} for card in CARDS},
 }
 """Sets of XLA options by target; None are those that ``generate`` sets."""
-DEFAULTS = {"cpu": ("joey", "float32"), "h200": ("vicuna-7b", "bfloat16")}
+DEFAULTS = {"cpu": ("joey", "float32"), **{card: ("vicuna-7b", "bfloat16") for card in CARDS}}
 PROGRAMS = ("plain", "kangaroo", "prefill")
 
 
@@ -96,7 +96,7 @@ def inspect(
             f"exit layer {exit_layer} of {config.num_hidden_layers} layers, gamma {gamma}: expected a layer below the "
             "last one, and at least one token to draft"
         )
-    sharding = h200(wheels) if target == "h200" else None
+    sharding = gpu(target, wheels) if target in CARDS else None
     for name in programs:
         drafting = (dec.PLAIN, 0) if name == "plain" else (dec.Kangaroo(exit_layer=exit_layer), gamma)
         spec = dec.DecodeSpec(config, *drafting)
@@ -192,8 +192,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     shapes = (*EMBEDDED, *SHAPES)
     parser.add_argument("--target", choices=tuple(TARGETS), default="cpu", help="machine (default: %(default)s)")
-    parser.add_argument("--shape", choices=shapes, help="model (default: joey for cpu, vicuna-7b for h200)")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 for cpu, bfloat16 for h200")
+    parser.add_argument("--shape", choices=shapes, help="model (default: joey for cpu, vicuna-7b for a GPU)")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 for cpu, bfloat16 for a GPU")
     parser.add_argument("--layers", type=int, metavar="N", help="cut the model to N layers, to compile faster")
     parser.add_argument("--exit-layer", type=int, default=2, help="layers of the draft model (default: %(default)s)")
     parser.add_argument("--gamma", type=int, default=6, help="most tokens drafted in a round (default: %(default)s)")
@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
         "--wheels", type=Path, default=WHEELS, help="folder of JAX's CUDA plugin (default: where make h200 puts it)"
     )
     args = parser.parse_args(argv)
-    jax.config.update("jax_platforms", "cpu")  # The plugin for the H200 is only a compiler here.
+    jax.config.update("jax_platforms", "cpu")  # The plugin for GPUs is only a compiler here.
     jax.config.update("jax_enable_compilation_cache", False)  # A program from a cache would show no thunks.
     return exit_status(lambda: run(args))
 

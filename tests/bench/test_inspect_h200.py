@@ -69,7 +69,7 @@ def test_kernels_are_few(reports: dict[tuple[str, str], inspect.Report]) -> None
 def test_copies_in_code_for_an_h200_are_found() -> None:
     config = dataclasses.replace(CONFIG, num_hidden_layers=1)
     cache = (config.num_key_value_heads, 1024, config.head_dim)
-    place = programs.h200()
+    place = programs.gpu("h200")
 
     def loop(cache: jax.Array, weight: jax.Array, rounds: jax.Array) -> Any:
         def body(carry: Any) -> Any:
