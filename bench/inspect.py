@@ -33,7 +33,8 @@ TARGETS: dict[str, dict[str, dict[str, str] | None]] = {
 }
 """Sets of XLA options by target; None are those that ``generate`` sets."""
 DEFAULTS = {"cpu": ("joey", "float32"), **{card: ("vicuna-7b", "bfloat16") for card in CARDS}}
-PROGRAMS = ("plain", "kangaroo", "prefill")
+PROGRAMS = ("plain", "kangaroo", "sampled", "prefill")
+"""Decoding without drafts, with drafts, with drafts drawn by temperature, top_k and top_p; and a prompt."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Report:
         cache_copies: what copies, transposes or converts a whole cache.
         weight_copies: what does so to a whole weight matrix.
         cache_updates: how often a cache is updated, in place, by the code of the loops.
+        products: how each weight matrix is multiplied, once for every reading of it (``hlo.products``).
         launches: kernels, by the part of decoding.
         tree: loops, graphs and kernels.
         temporary_bytes: what the program needs beside its arguments and results.
@@ -58,6 +60,7 @@ class Report:
     cache_copies: list[hlo.Instruction]
     weight_copies: list[hlo.Instruction]
     cache_updates: int
+    products: dict[str, list[str]]
     launches: thunks.Launches
     tree: list[thunks.Thunk]
     temporary_bytes: int
@@ -99,7 +102,7 @@ def inspect(
     sharding = gpu(target, wheels) if target in CARDS else None
     for name in programs:
         drafting = (dec.PLAIN, 0) if name == "plain" else (dec.Kangaroo(exit_layer=exit_layer), gamma)
-        spec = dec.DecodeSpec(config, *drafting)
+        spec = dec.DecodeSpec(config, *drafting, sample=name == "sampled", truncate=name == "sampled")
         part, spec = ("prefill", spec.for_prefill) if name == "prefill" else ("decode", spec)
         chunk = dec.prefill_chunk(slots // 2, slots, 1)
         low = lower(Program(part, spec, slots=slots, dtype=dtype, chunk=chunk), sharding)
@@ -116,6 +119,7 @@ def _report(name: str, options: str, low: Lowered, made: Compiled) -> Report:
         cache_copies=list(dict.fromkeys(hlo.second_copies(made.module, caches) + hlo.transposes(made.module, caches))),
         weight_copies=hlo.second_copies(made.module, matrices),
         cache_updates=hlo.cache_updates(made.module, hlo.sizes_of(low.caches)),
+        products=hlo.products(made.module, matrices),
         launches=thunks.launches(made.thunks),
         tree=made.thunks,
         temporary_bytes=made.memory.temp_size_in_bytes,
@@ -139,8 +143,8 @@ def table(reports: Sequence[Report]) -> list[str]:
     return lines
 
 
-def details(one: Report, tree: bool, kernels: bool) -> Iterator[str]:
-    """Yield the lines of what a table has no room for: which copies there are, and the tree if it is asked for."""
+def details(one: Report, tree: bool, kernels: bool, products: bool = False) -> Iterator[str]:
+    """Yield the lines of what a table has no room for: which copies there are, and what else is asked for."""
     title = f"{one.program}, {one.options}"
     for what, copies in (("cache", one.cache_copies), ("weight", one.weight_copies)):
         # "%fusion.7 = bf16[320,480]{1,0} fusion(...": the type says what is written.
@@ -149,6 +153,12 @@ def details(one: Report, tree: bool, kernels: bool) -> Iterator[str]:
         )
         for (kind, opcode), count in kinds.items():
             yield f"{title}: copies of a {what}: {count} x {kind} by {opcode}"
+    if products:
+        for how, count in collections.Counter(how for each in one.products.values() for how in each).items():
+            yield f"{title}: {count} x {how}"
+    for name, each in one.products.items():
+        if len(each) > 1:
+            yield f"{title}: {name} is read {len(each)} times"
     if tree or kernels:
         yield from (f"\n{title}", *thunks.outline(one.tree, kernels, "  "))
 
@@ -181,7 +191,7 @@ def run(args: argparse.Namespace) -> None:
         f"{args.gamma}, {args.slots} slots, one sequence; jax {jax.__version__}\n"
     )
     print(
-        "\n".join([*table(reports), "", *(line for one in reports for line in details(one, args.tree, args.kernels))])
+        "\n".join([*table(reports), "", *(line for one in reports for line in details(one, args.tree, args.kernels, args.products))])
     )
 
 
@@ -201,6 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--program", choices=PROGRAMS, action="append", help="only this one; may be given repeatedly")
     parser.add_argument("--tree", action="store_true", help="show how loops, graphs and kernels are nested")
     parser.add_argument("--kernels", action="store_true", help="the same, with every kernel by name")
+    parser.add_argument("--products", action="store_true", help="show how each weight matrix is multiplied")
     parser.add_argument(
         "--wheels", type=Path, default=WHEELS, help="folder of JAX's CUDA plugin (default: where make h200 puts it)"
     )

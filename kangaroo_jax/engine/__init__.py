@@ -1,5 +1,6 @@
 """The host's side of decoding: what is asked for, what is compiled, what fits the memory, and what comes out."""
 
+from kangaroo_jax.engine.memory import sequence_bytes
 from kangaroo_jax.engine.plan import Options, Plan, plan
 from kangaroo_jax.engine.programs import HOST_LOOPS, ONE_GRAPH, compile_with, compiled, options
 from kangaroo_jax.engine.prompts import prompt_ids
@@ -20,4 +21,5 @@ __all__ = [
     "options",
     "plan",
     "prompt_ids",
+    "sequence_bytes",
 ]
