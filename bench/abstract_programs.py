@@ -1,7 +1,7 @@
 """The decode programs, compiled for shapes alone: nothing is allocated, and the machine need not be there.
 
-For a GPU one needs XLA's GPU compiler (the wheels of ``make h200``) and a description of the card (``bench/targets``), but
-no CUDA. What is measured on the card decides between kernels; without it XLA takes its defaults.
+For a GPU one needs XLA's GPU compiler (the wheels of ``make h200``) and a description of the card (``bench/targets``),
+but no CUDA. What is measured on the card decides between kernels; without it XLA takes its defaults.
 """
 
 from __future__ import annotations

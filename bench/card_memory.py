@@ -24,7 +24,7 @@ from workshop.command import exit_status
 from workshop.published_shapes import SHAPES
 
 DTYPE = "bfloat16"
-HEAD = ("model", "decoding", "sequences", "weights", "caches and more", "temporaries", "estimate", "estimate / compiled")
+HEAD = ("model", "decoding", "sequences", "weights", "state", "temporaries", "estimate", "estimate / compiled")
 
 
 def rows(
@@ -32,8 +32,8 @@ def rows(
 ) -> Iterator[list[str]]:
     """Yield a row for plain decoding and for Kangaroo with each number of sequences; sizes are GiB.
 
-    "caches and more" is the state that lives through a generation; "temporaries" are those of the program, of prefill and
-    decoding, that takes more; "estimate" is what ``check_memory`` compares with what is free, and stands for both.
+    The state is what lives through a generation, caches above all; the temporaries are those of the program, of prefill
+    and decoding, that takes more; the estimate is what ``check_memory`` compares with what is free, for both.
     """
     config, sharding = SHAPES[shape], gpu(card, wheels)
     for name in ("plain", "kangaroo"):
@@ -67,7 +67,9 @@ def run(args: argparse.Namespace) -> None:
     """
     bar = tqdm(total=2 * len(args.shape) * len(args.batch), desc="compiling", disable=not sys.stderr.isatty())
     head = [*HEAD, *(f"of {card}" for card in sizes_of_cards())]
-    print(f"{DTYPE}, {args.slots} slots, exit layer {args.exit_layer}, gamma {args.gamma}; jax {jax.__version__}; GiB\n")
+    print(
+        f"GiB; {DTYPE}, {args.slots} slots, exit layer {args.exit_layer}, gamma {args.gamma}, jax {jax.__version__}\n"
+    )
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for shape in args.shape:
         for row in rows(args.card, shape, args.batch, args.slots, args.exit_layer, args.gamma, args.wheels):

@@ -1,7 +1,7 @@
 """What the compiled decode loop looks like: copies of caches and weights, kernels, CUDA graphs. No GPU needed.
 
 python -m bench.inspect                                  joey, for this machine
-python -m bench.inspect --target h200                    Vicuna-7B in bf16, for an H200 (or h100; `make h200` gets the compiler)
+python -m bench.inspect --target h200                    Vicuna-7B in bf16, for an H200 (`make h200` gets the compiler)
 python -m bench.inspect --target h200 --layers 4 --tree  faster, and how loops and graphs are nested
 """
 
@@ -190,9 +190,8 @@ def run(args: argparse.Namespace) -> None:
         f"{shape} for {args.target}, {dtype}, {config.num_hidden_layers} layers, exit layer {args.exit_layer}, gamma "
         f"{args.gamma}, {args.slots} slots, one sequence; jax {jax.__version__}\n"
     )
-    print(
-        "\n".join([*table(reports), "", *(line for one in reports for line in details(one, args.tree, args.kernels, args.products))])
-    )
+    shown = args.tree, args.kernels, args.products
+    print("\n".join([*table(reports), "", *(line for one in reports for line in details(one, *shown))]))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -46,8 +46,8 @@ ONE_GRAPH: dict[str, str] = {
 }
 """XLA options for an NVIDIA GPU: the whole decode loop, with the loop of drafting in it, becomes one CUDA graph.
 
-Programs on one NVIDIA GPU have them, unless ``KANGAROO_ONE_GRAPH`` is 0. Loops in graphs crashed when they were run a second
-time until January 2026 (openxla/xla 35760 and 36135), before any jax that this package supports (docs/gpu.md).
+Programs on one NVIDIA GPU have them, unless ``KANGAROO_ONE_GRAPH`` is 0. Loops in graphs crashed when they were run a
+second time until January 2026 (openxla/xla 35760 and 36135), before any jax that this package supports (docs/gpu.md).
 """
 
 HOST_LOOPS: dict[str, None] = dict.fromkeys(ONE_GRAPH)

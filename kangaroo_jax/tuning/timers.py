@@ -30,7 +30,12 @@ def rounds_plan(params: Params, gamma: int, eta: float = 0.0) -> Plan:
 
 
 def round_timer(
-    params: Params, gamma: int, eta: float, prompt: Sequence[int], slots: int, extra: Mapping[str, str | None] | None = None
+    params: Params,
+    gamma: int,
+    eta: float,
+    prompt: Sequence[int],
+    slots: int,
+    extra: Mapping[str, str | None] | None = None,
 ) -> Callable[[], float]:
     """Return a function that runs the real decode loop from the end of the prompt: seconds a round.
 

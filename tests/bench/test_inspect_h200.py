@@ -33,12 +33,13 @@ def reports() -> dict[tuple[str, str], inspect.Report]:
 
 
 def test_nothing_is_copied(reports: dict[tuple[str, str], inspect.Report]) -> None:
-    assert len(reports) == 6
+    assert len(reports) == 2 * len(inspect.PROGRAMS)
     for (program, _), one in reports.items():
         assert one.cache_copies == one.weight_copies == []
         assert one.cache_updates >= 2 * CONFIG.num_hidden_layers
         assert one.unshared_bytes == 0
-        # A prefill's scores are larger than a cache; what decoding needs is smaller than one, and than any weight.
+        # A donated array that a loop reads may be held twice (openxla/xla 45912), as a temporary. A prefill's scores
+        # are larger than a cache; what decoding needs is smaller than one, and than any weight.
         assert program == "prefill" or one.temporary_bytes < CACHE_BYTES
 
 
@@ -48,6 +49,24 @@ def test_all_of_decoding_is_one_graph(reports: dict[tuple[str, str], inspect.Rep
         assert thunks.graphs(one.tree) == len(one.tree) == 1 and thunks.host_loops(one.tree) == 0
     loops = [node for node in thunks.walk(reports["kangaroo", "one graph"].tree) if node.kind == thunks.LOOP]
     assert len(loops) == 2 and loops[1] in loops[0].body
+
+
+def test_nothing_in_the_graph_is_a_call_into_a_library(reports: dict[tuple[str, str], inspect.Report]) -> None:
+    """A call that is not known to be one that a graph may hold keeps all loops around it out of the graph."""
+    for one in reports.values():
+        assert not [node for node in thunks.walk(one.tree) if node.kind == "CustomCall"]
+
+
+def test_each_weight_is_read_once(reports: dict[tuple[str, str], inspect.Report]) -> None:
+    for one in reports.values():
+        assert one.products and all(len(readings) == 1 for readings in one.products.values())
+
+
+@pytest.mark.parametrize("card", programs.CARDS)
+def test_every_card_can_be_compiled_for(card: str) -> None:
+    place = programs.gpu(card)
+    low = jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((7,), jnp.float32, sharding=place))
+    assert low.compile(compiler_options={"xla_gpu_autotune_level": "0"}).as_text()
 
 
 def test_by_default_the_host_runs_the_loops(reports: dict[tuple[str, str], inspect.Report]) -> None:
