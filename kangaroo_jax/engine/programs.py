@@ -95,8 +95,8 @@ def compiled(
     """
     leaves, tree = jax.tree.flatten(args)
     shapes = tuple((leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)) for leaf in leaves)
-    wanted = {**(options(*args) or {}), **(extra or {})}
-    key = (function, tuple(static.items()), tree, shapes, tuple(wanted.items()))
+    chosen = (*(extra or {}).items(), os.environ.get(GRAPH_SWITCH))
+    key = (function, tuple(static.items()), tree, shapes, chosen)
     if key in _executables:
         return _executables[key], 0.0
     merged = list(args)
@@ -108,7 +108,7 @@ def compiled(
     # What a user has set for programs of his own is nothing to these.
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         lowered = function.lower(*merged)
-    _executables[key], _ = compile_with(lowered, wanted)
+    _executables[key], _ = compile_with(lowered, {**(options(*args) or {}), **(extra or {})})
     return _executables[key], time.perf_counter() - start
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 
 from bench import abstract_programs as programs
 from bench import hlo, inspect, thunks
+from kangaroo_jax.engine import ONE_GRAPH
 from workshop.published_shapes import SHAPES
 
 pytestmark = pytest.mark.h200
@@ -21,6 +23,14 @@ CACHE_BYTES = CONFIG.num_key_value_heads * 1024 * CONFIG.head_dim * 2
 # Upper bounds on kernels, measured with jax 0.10.2 (docs/benchmarks.md) and rounded up: 15 a layer, 12 for embedding,
 # rotary table, head and choice, 24 for what a round commits and counts.
 LAYER, ENDS, ROUND = 16, 16, 32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_programs_from_a_cache() -> Iterator[None]:
+    """Such programs cannot be read back without the card."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +65,30 @@ def test_nothing_in_the_graph_is_a_call_into_a_library(reports: dict[tuple[str, 
     """A call that is not known to be one that a graph may hold keeps all loops around it out of the graph."""
     for one in reports.values():
         assert not [node for node in thunks.walk(one.tree) if node.kind == "CustomCall"]
+
+
+def test_calls_into_libraries_are_found_and_keep_loops_out_of_graphs() -> None:
+    place = programs.gpu("h200")
+
+    def loop(key: jax.Array, rounds: jax.Array) -> Any:
+        def body(carry: Any) -> Any:
+            return carry[0] + 1, jax.random.key_data(jax.random.split(jax.random.wrap_key_data(carry[1]))[0])
+
+        return jax.lax.while_loop(lambda carry: carry[0] < rounds, body, (jnp.int32(0), key))
+
+    shapes = [
+        jax.ShapeDtypeStruct(shape, kind, sharding=place) for shape, kind in (((2,), jnp.uint32), ((), jnp.int32))
+    ]
+    found, usual = {}, jax.config.jax_threefry_gpu_kernel_lowering
+    try:
+        for calls in (False, True):
+            jax.config.update("jax_threefry_gpu_kernel_lowering", calls)
+            low = programs.Lowered(jax.jit(loop).lower(*shapes), shapes, shapes[0], shapes[0], shapes[0])
+            tree = programs.build(low, place, ONE_GRAPH).thunks
+            found[calls] = thunks.host_loops(tree), any(node.kind == "CustomCall" for node in thunks.walk(tree))
+    finally:
+        jax.config.update("jax_threefry_gpu_kernel_lowering", usual)
+    assert found == {False: (0, False), True: (1, True)}
 
 
 def test_each_weight_is_read_once(reports: dict[tuple[str, str], inspect.Report]) -> None:

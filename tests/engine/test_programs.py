@@ -77,7 +77,14 @@ def test_a_folder_that_cannot_be_written_is_no_error(tiny_model: Path, tmp_path:
 
 def test_options_that_xla_does_not_know_are_dropped() -> None:
     lowered = jax.jit(lambda x: x + 1).lower(1.0)
-    for options, used in ((ONE_GRAPH, True), ({"xla_gpu_no_such_option": "1"}, False), (None, True)):
+    wrong = {"xla_gpu_graph_min_graph_size": "few"}
+    for options, used in (
+        (ONE_GRAPH, True),
+        (HOST_LOOPS, True),
+        (wrong, False),
+        ({"xla_gpu_no_such_option": "1"}, False),
+        (None, True),
+    ):
         program, taken = compile_with(lowered, options)
         assert program(1.0) == 2.0 and taken is used
 
@@ -101,7 +108,7 @@ def test_no_jax_that_is_supported_crashes_in_graphs_with_loops() -> None:
 
 def test_usual_options_can_be_taken_away() -> None:
     function, before = jax.jit(lambda x: x + 1), executables()
-    for extra in (None, {}, dict.fromkeys(OPTIONS["cpu"]), HOST_LOOPS):
+    for extra in (None, {}, dict.fromkeys(OPTIONS["cpu"]), ONE_GRAPH, HOST_LOOPS):
         program, _ = compiled(function, {}, np.float32(1), extra=extra)
         assert program(np.float32(1)) == 2
-    assert executables() - before == 2
+    assert executables() - before == 4
