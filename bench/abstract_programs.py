@@ -1,7 +1,7 @@
 """The decode programs, compiled for shapes alone: nothing is allocated, and the machine need not be there.
 
-For an H200 one needs XLA's GPU compiler (the wheels of ``make h200``) and a description of the card, but no CUDA. What
-is measured on the card decides between kernels; without it XLA takes its defaults.
+For a GPU one needs XLA's GPU compiler (the wheels of ``make h200``) and a description of the card (``bench/targets``),
+but no CUDA. What is measured on the card decides between kernels; without it XLA takes its defaults.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from kangaroo_jax.kernels import pack_adapter, pack_target
 from kangaroo_jax.model import abstract_adapter, abstract_params
 
 WHEELS = Path(__file__).resolve().parents[1] / "build" / "h200"
-_H200 = Path(__file__).resolve().parent / "targets" / "h200.txtpb"
+CARDS = {path.stem: path for path in sorted((Path(__file__).resolve().parent / "targets").glob("*.txtpb"))}
+"""Descriptions of GPUs, by name."""
 _DUMP = "*thunk_sequence{}.txt"
 
 
@@ -80,7 +81,7 @@ def lower(program: Program, sharding: Sharding | None = None) -> Lowered:
 
     Args:
         program: which.
-        sharding: where its arguments are, on a machine that need not be there (see ``h200``); None is this one.
+        sharding: where its arguments are, on a machine that need not be there (see ``gpu``); None is this one.
     """
     spec, batch, slots, dtype = program.spec, program.batch, program.slots, jnp.dtype(program.dtype)
 
@@ -139,10 +140,11 @@ def build(low: Lowered, sharding: Sharding | None = None, wanted: dict[str, str]
     return Compiled(parse(built.as_text()), tree, built.memory_analysis(), used, seconds)
 
 
-def h200(wheels: Path = WHEELS) -> Sharding:
-    """Return the place on an H200 that is not there.
+def gpu(card: str, wheels: Path = WHEELS) -> Sharding:
+    """Return the place on a GPU that is not there.
 
     Args:
+        card: one of ``CARDS``.
         wheels: folder with JAX's CUDA plugin, if it is not installed with JAX itself. (There it would try to use a GPU,
             and say at every start that it has found none.)
 
@@ -152,7 +154,7 @@ def h200(wheels: Path = WHEELS) -> Sharding:
     if wheels.is_dir() and str(wheels) not in sys.path:
         sys.path.append(str(wheels))
     try:
-        topology = topologies.get_topology_desc("", "cuda", target_config=_H200.read_text(), topology="1x1x1")
+        topology = topologies.get_topology_desc("", "cuda", target_config=CARDS[card].read_text(), topology="1x1x1")
     except NotImplementedError:
         raise ValueError(
             f"no CUDA plugin for JAX {jax.__version__} in {wheels} nor installed; get it with `make h200`, or name its "

@@ -86,7 +86,7 @@ class Loop:
         prompt: Sequence[int],
         tokens: int,
         slots: int,
-        extra: Mapping[str, str] | None = None,
+        extra: Mapping[str, str | None] | None = None,
     ) -> None:
         """Run the prefill and compile the loop.
 

@@ -145,7 +145,7 @@ def second_copies(module: Module, shapes: Iterable[Shape]) -> list[Instruction]:
     found = []
     for one, operands in _readers(module, shapes):
         written = {math.prod(shape) for shape in _written(module, one)}
-        if operands and not _multiplies(module, one) and any(size in written for size in operands.values()):
+        if operands and not _multiplies(module, one) and any(read.size in written for read in operands.values()):
             found.append(one)
     return found
 
@@ -162,8 +162,25 @@ def transposes(module: Module, shapes: Iterable[Shape]) -> list[Instruction]:
     return found
 
 
-def _readers(module: Module, shapes: Iterable[Shape]) -> Iterator[tuple[Instruction, dict[int, int]]]:
-    """Yield what is executed, and which of its operands are such arrays (position, elements): not results like them."""
+def products(module: Module, shapes: Iterable[Shape]) -> dict[str, list[str]]:
+    """Return how each array of these shapes is multiplied, by its name: once for every reading of it from memory.
+
+    A loop calls an array by another name than what is around it: it is read once in each of its iterations.
+    """
+    found: dict[str, list[str]] = {}
+    for one, operands in _readers(module, shapes):
+        kind = re.search(r'"kind":"(__\w+)"|custom_call_target="([^"]+)"', one.line)
+        how = (kind[1] or kind[2]) if kind else one.opcode
+        if _multiplies(module, one):
+            split = one.shapes[0][0] if len(one.shapes[0]) > 2 else 1
+            for origin in operands.values():
+                extents = " x ".join(str(extent) for extent in origin.shapes[0])
+                found.setdefault(origin.name, []).append(f"{extents} by {how}" + f", in {split} parts" * (split > 1))
+    return found
+
+
+def _readers(module: Module, shapes: Iterable[Shape]) -> Iterator[tuple[Instruction, dict[int, Instruction]]]:
+    """Yield what is executed, and which of its operands are such arrays, by position: not results like them."""
     wanted = {_canonical(shape) for shape in shapes}
     tables = {name: {one.name: one for one in lines} for name, lines in module.computations.items()}
     for computation, one in executed(module):
@@ -173,7 +190,7 @@ def _readers(module: Module, shapes: Iterable[Shape]) -> Iterator[tuple[Instruct
             if origin is None or len(origin.shapes) != 1 or _canonical(origin.shapes[0]) not in wanted:
                 continue
             if origin.opcode in NAMES or not _written(module, origin):  # An argument, or one updated in place.
-                operands[index] = origin.size
+                operands[index] = origin
         yield one, operands
 
 

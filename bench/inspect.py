@@ -19,7 +19,7 @@ import jax
 from tqdm import tqdm
 
 from bench import hlo, thunks
-from bench.abstract_programs import WHEELS, Compiled, Lowered, Program, build, h200, lower
+from bench.abstract_programs import CARDS, WHEELS, Compiled, Lowered, Program, build, gpu, lower
 from kangaroo_jax import decode as dec
 from kangaroo_jax.engine import ONE_GRAPH
 from kangaroo_jax.model import LlamaConfig
@@ -29,11 +29,12 @@ from workshop.published_shapes import SHAPES
 
 TARGETS: dict[str, dict[str, dict[str, str] | None]] = {
     "cpu": {"as generate": None},
-    "h200": {"default": {}, "one graph": ONE_GRAPH},
+    **{card: {"default": {}, "one graph": ONE_GRAPH} for card in CARDS},
 }
 """Sets of XLA options by target; None are those that ``generate`` sets."""
-DEFAULTS = {"cpu": ("joey", "float32"), "h200": ("vicuna-7b", "bfloat16")}
-PROGRAMS = ("plain", "kangaroo", "prefill")
+DEFAULTS = {"cpu": ("joey", "float32"), **{card: ("vicuna-7b", "bfloat16") for card in CARDS}}
+PROGRAMS = ("plain", "kangaroo", "sampled", "prefill")
+"""Decoding without drafts, with drafts, with drafts drawn by temperature, top_k and top_p; and a prompt."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Report:
         cache_copies: what copies, transposes or converts a whole cache.
         weight_copies: what does so to a whole weight matrix.
         cache_updates: how often a cache is updated, in place, by the code of the loops.
+        products: how each weight matrix is multiplied, once for every reading of it (``hlo.products``).
         launches: kernels, by the part of decoding.
         tree: loops, graphs and kernels.
         temporary_bytes: what the program needs beside its arguments and results.
@@ -58,6 +60,7 @@ class Report:
     cache_copies: list[hlo.Instruction]
     weight_copies: list[hlo.Instruction]
     cache_updates: int
+    products: dict[str, list[str]]
     launches: thunks.Launches
     tree: list[thunks.Thunk]
     temporary_bytes: int
@@ -96,10 +99,10 @@ def inspect(
             f"exit layer {exit_layer} of {config.num_hidden_layers} layers, gamma {gamma}: expected a layer below the "
             "last one, and at least one token to draft"
         )
-    sharding = h200(wheels) if target == "h200" else None
+    sharding = gpu(target, wheels) if target in CARDS else None
     for name in programs:
         drafting = (dec.PLAIN, 0) if name == "plain" else (dec.Kangaroo(exit_layer=exit_layer), gamma)
-        spec = dec.DecodeSpec(config, *drafting)
+        spec = dec.DecodeSpec(config, *drafting, sample=name == "sampled", truncate=name == "sampled")
         part, spec = ("prefill", spec.for_prefill) if name == "prefill" else ("decode", spec)
         chunk = dec.prefill_chunk(slots // 2, slots, 1)
         low = lower(Program(part, spec, slots=slots, dtype=dtype, chunk=chunk), sharding)
@@ -116,6 +119,7 @@ def _report(name: str, options: str, low: Lowered, made: Compiled) -> Report:
         cache_copies=list(dict.fromkeys(hlo.second_copies(made.module, caches) + hlo.transposes(made.module, caches))),
         weight_copies=hlo.second_copies(made.module, matrices),
         cache_updates=hlo.cache_updates(made.module, hlo.sizes_of(low.caches)),
+        products=hlo.products(made.module, matrices),
         launches=thunks.launches(made.thunks),
         tree=made.thunks,
         temporary_bytes=made.memory.temp_size_in_bytes,
@@ -139,8 +143,8 @@ def table(reports: Sequence[Report]) -> list[str]:
     return lines
 
 
-def details(one: Report, tree: bool, kernels: bool) -> Iterator[str]:
-    """Yield the lines of what a table has no room for: which copies there are, and the tree if it is asked for."""
+def details(one: Report, tree: bool, kernels: bool, products: bool = False) -> Iterator[str]:
+    """Yield the lines of what a table has no room for: which copies there are, and what else is asked for."""
     title = f"{one.program}, {one.options}"
     for what, copies in (("cache", one.cache_copies), ("weight", one.weight_copies)):
         # "%fusion.7 = bf16[320,480]{1,0} fusion(...": the type says what is written.
@@ -149,6 +153,12 @@ def details(one: Report, tree: bool, kernels: bool) -> Iterator[str]:
         )
         for (kind, opcode), count in kinds.items():
             yield f"{title}: copies of a {what}: {count} x {kind} by {opcode}"
+    if products:
+        for how, count in collections.Counter(how for each in one.products.values() for how in each).items():
+            yield f"{title}: {count} x {how}"
+    for name, each in one.products.items():
+        if len(each) > 1:
+            yield f"{title}: {name} is read {len(each)} times"
     if tree or kernels:
         yield from (f"\n{title}", *thunks.outline(one.tree, kernels, "  "))
 
@@ -180,9 +190,8 @@ def run(args: argparse.Namespace) -> None:
         f"{shape} for {args.target}, {dtype}, {config.num_hidden_layers} layers, exit layer {args.exit_layer}, gamma "
         f"{args.gamma}, {args.slots} slots, one sequence; jax {jax.__version__}\n"
     )
-    print(
-        "\n".join([*table(reports), "", *(line for one in reports for line in details(one, args.tree, args.kernels))])
-    )
+    shown = args.tree, args.kernels, args.products
+    print("\n".join([*table(reports), "", *(line for one in reports for line in details(one, *shown))]))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -192,8 +201,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     shapes = (*EMBEDDED, *SHAPES)
     parser.add_argument("--target", choices=tuple(TARGETS), default="cpu", help="machine (default: %(default)s)")
-    parser.add_argument("--shape", choices=shapes, help="model (default: joey for cpu, vicuna-7b for h200)")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 for cpu, bfloat16 for h200")
+    parser.add_argument("--shape", choices=shapes, help="model (default: joey for cpu, vicuna-7b for a GPU)")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 for cpu, bfloat16 for a GPU")
     parser.add_argument("--layers", type=int, metavar="N", help="cut the model to N layers, to compile faster")
     parser.add_argument("--exit-layer", type=int, default=2, help="layers of the draft model (default: %(default)s)")
     parser.add_argument("--gamma", type=int, default=6, help="most tokens drafted in a round (default: %(default)s)")
@@ -201,11 +210,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--program", choices=PROGRAMS, action="append", help="only this one; may be given repeatedly")
     parser.add_argument("--tree", action="store_true", help="show how loops, graphs and kernels are nested")
     parser.add_argument("--kernels", action="store_true", help="the same, with every kernel by name")
+    parser.add_argument("--products", action="store_true", help="show how each weight matrix is multiplied")
     parser.add_argument(
         "--wheels", type=Path, default=WHEELS, help="folder of JAX's CUDA plugin (default: where make h200 puts it)"
     )
     args = parser.parse_args(argv)
-    jax.config.update("jax_platforms", "cpu")  # The plugin for the H200 is only a compiler here.
+    jax.config.update("jax_platforms", "cpu")  # The plugin for GPUs is only a compiler here.
     jax.config.update("jax_enable_compilation_cache", False)  # A program from a cache would show no thunks.
     return exit_status(lambda: run(args))
 

@@ -54,7 +54,7 @@ def copy(size: int) -> Callable[[], float]:
     return _rate(passes, 2 * CHAIN * held.nbytes)
 
 
-def iteration(extra: Mapping[str, str] | None = None) -> Callable[[], float]:
+def iteration(extra: Mapping[str, str | None] | None = None) -> Callable[[], float]:
     """Return a timer of a loop on the device that does next to nothing: seconds per iteration.
 
     Its end depends on what it computes, as in drafting; on a GPU the host then looks at every iteration, unless the

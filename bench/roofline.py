@@ -134,7 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rows", type=int, nargs="+", default=Settings.rows, help="rows of verifications (default: 1 to 16)")
     add("--tokens", type=int, default=Settings.tokens, help="tokens that a run decodes (default: %(default)s)")
     add("--repeats", type=int, default=Settings.repeats, help="turns that time all once (default: %(default)s)")
-    add("--graph", choices=(*GRAPHS, "both"), default="default", help="one: decode loops as one CUDA graph, GPU only")
+    add("--graph", choices=(*GRAPHS, "both"), help="CUDA graphs; GPU only but for default (default: as `generate`)")
     add("--megabytes", type=int, default=machine.megabytes(), help="MiB of bandwidth's matrix (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the figures there, too")
     return parser
@@ -146,7 +146,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: if something asked for cannot be measured.
     """
-    check_graph(args.graph)
+    graph = args.graph or ("one" if jax.default_backend() == "gpu" else "default")
+    check_graph(graph)
     settings = Settings(
         tuple(args.gamma), tuple(args.acceptance), tuple(args.rows), args.tokens, args.repeats, args.megabytes
     )
@@ -156,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
         params = random_params(args.shape, dtype, SHAPES[args.shape], args.exit_layer)
     else:
         params = kangaroo_jax.load(args.model, dtype=args.dtype, exit_layer=args.exit_layer)
-    figures = measure(params, settings, ["default", "one"] if args.graph == "both" else [args.graph])
+    figures = measure(params, settings, ["default", "one"] if graph == "both" else [graph])
     print("\n".join(report(figures)))
     write_figures(args.json, figures)
     return 0

@@ -96,7 +96,7 @@ def measure_costs(
     slots: int | None = None,
     repeats: int = 7,
     tick: Callable[[], Any] = lambda: None,
-    extra: Mapping[str, str] | None = None,
+    extra: Mapping[str, str | None] | None = None,
 ) -> Costs:
     """Measure what the parts of decoding take, compilation and prefill apart; see ``CostTimers``.
 
@@ -139,7 +139,7 @@ class CostTimers:
         rows: Sequence[int] = (),
         prompt: Sequence[int] | None = None,
         slots: int | None = None,
-        extra: Mapping[str, str] | None = None,
+        extra: Mapping[str, str | None] | None = None,
     ) -> None:
         """Compile the parts and run each once.
 
@@ -149,7 +149,7 @@ class CostTimers:
             rows: further numbers of rows to time a verification with.
             prompt: token ids the rounds go on from; default: 64 drawn at random.
             slots: cache slots; default: as many as a generation of 128 tokens after the prompt has.
-            extra: XLA options beside the usual ones, such as ``compiled.ONE_GRAPH``.
+            extra: XLA options beside the usual ones, as of ``engine.compiled``.
 
         Raises:
             ValueError: if there is no adapter, an argument is out of range, or the memory does not hold the caches.

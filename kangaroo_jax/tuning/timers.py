@@ -30,7 +30,12 @@ def rounds_plan(params: Params, gamma: int, eta: float = 0.0) -> Plan:
 
 
 def round_timer(
-    params: Params, gamma: int, eta: float, prompt: Sequence[int], slots: int, extra: Mapping[str, str] | None = None
+    params: Params,
+    gamma: int,
+    eta: float,
+    prompt: Sequence[int],
+    slots: int,
+    extra: Mapping[str, str | None] | None = None,
 ) -> Callable[[], float]:
     """Return a function that runs the real decode loop from the end of the prompt: seconds a round.
 
@@ -69,7 +74,7 @@ def part_timers(
     prompt: Sequence[int],
     slots: int,
     widths: Sequence[int],
-    extra: Mapping[str, str] | None = None,
+    extra: Mapping[str, str | None] | None = None,
 ) -> dict[Any, Callable[[], float]]:
     """Return timers of the parts alone, each a loop on the device over one of them."""
     checked = rounds_plan(params, 1)

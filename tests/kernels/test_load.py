@@ -48,6 +48,16 @@ def test_native_ones_are_used_or_it_is_said_why_not(tiny_model: Path, monkeypatc
         assert reason in describe("xla")
 
 
+def test_on_a_gpu_nothing_is_packed(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library is there on such a machine, too; what JAX runs on decides, and the dtype follows."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    params = kangaroo_jax.load(tiny_model)
+    assert params.kernels == "xla" and not packs(params.target) and not packs(params.adapter)
+    assert params.dtype == jax.numpy.bfloat16
+    with pytest.raises(ValueError, match="they are for CPUs, and JAX runs on gpu; pass kernels='xla', or leave it out"):
+        kangaroo_jax.load(tiny_model, kernels="native")
+
+
 @pytest.mark.parametrize("kernels", ["fast", "", "XLA", None, 7, ["xla"]])
 def test_other_values_are_refused(tiny_model: Path, kernels: Any) -> None:
     with pytest.raises(ValueError, match=r"kernels is .*; pass one of auto, xla, native") as caught:
