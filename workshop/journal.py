@@ -86,7 +86,9 @@ def check_same(
     """
     for name in names:
         if found.get(name) != wanted.get(name):
-            older = " (runs of versions before 0.2.0, which laid weights out otherwise, too)" if "weights" in name else ""
+            older = (
+                " (runs of versions before 0.2.0, which laid weights out otherwise, too)" if "weights" in name else ""
+            )
             raise ValueError(f"{holder} with {name} {found.get(name)!r}, not {wanted.get(name)!r}{older}; {fix}")
 
 
