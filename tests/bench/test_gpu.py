@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,19 @@ def children(parent: int) -> list[int]:
     return found
 
 
-def test_every_step_of_the_rehearsal_works(tmp_path: Path) -> None:
-    done = start(tmp_path, "--budget", "900")
+def rehearse(out: Path, stages: Sequence[str]) -> dict[str, Any]:
+    """Run stages, and return what they have written."""
+    done = start(out, "--budget", "900", "--stages", ",".join(stages))
     printed, _ = done.communicate()
-    found = {stage: read(tmp_path / f"{stage}.json") for stage in SECONDS}
-    assert {stage: state["errors"] for stage, state in found.items()} == {stage: {} for stage in SECONDS}, printed
+    found = {stage: read(out / f"{stage}.json") for stage in stages}
+    assert {stage: state["errors"] for stage, state in found.items()} == {stage: {} for stage in stages}, printed
     assert done.returncode == 0
+    assert sum(len(state["steps"]) for state in found.values()) == printed.count(" done, ")
+    return found
+
+
+def test_every_step_in_a_process_of_its_stage_works(tmp_path: Path) -> None:
+    found = rehearse(tmp_path, ["facts", "truth", "speed", "code"])
     proof = found["truth"]["steps"]["float32"]["figures"]["joey"]
     assert proof["report"]["identical"] and proof["report"]["tokens"] >= 24
     alike = "batch of 8: prompts whose ids are plain decoding's", "drawn twice: prompts whose ids are the same"
@@ -63,13 +70,20 @@ def test_every_step_of_the_rehearsal_works(tmp_path: Path) -> None:
     assert found["truth"]["steps"]["tests"]["figures"]["status"] == 0
     forced = found["speed"]["steps"]["vicuna-7b"]["figures"]["graphs"]
     assert set(forced) == {"default", "one"} and forced["one"]["forced"][0]["measured"] > 0
+    with tarfile.open(tmp_path / "code.tar.gz") as archive:
+        assert any("after_optimizations" in member for member in archive.getnames())
+
+
+@pytest.mark.full
+def test_every_step_that_runs_other_commands_works(tmp_path: Path) -> None:
+    stages = ["use", "training"]
+    assert set(stages) < set(SECONDS)
+    found = rehearse(tmp_path, stages)
     assert found["use"]["steps"]["spec_bench"]["figures"]["overall"]["kangaroo"]
     assert found["training"]["steps"]["step of vicuna-7b"]["figures"]["tokens_per_second"] > 0
     assert found["training"]["steps"]["the model's own adapter"]["figures"][-1]["held_out_loss"] > 0
-    for name, wanted in (("code", "after_optimizations"), ("adapter", "adapter.safetensors")):
-        with tarfile.open(tmp_path / f"{name}.tar.gz") as archive:
-            assert any(wanted in member for member in archive.getnames())
-    assert sum(len(state["steps"]) for state in found.values()) == printed.count(" done, ")
+    with tarfile.open(tmp_path / "adapter.tar.gz") as archive:
+        assert any("adapter.safetensors" in member for member in archive.getnames())
 
 
 def test_killed_it_leaves_what_was_measured_and_goes_on(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def test_ids_are_those_of_plain_decoding(tiny: kangaroo_jax.Params, other_model:
     assert lengths == {5} if eta == 0 else min(lengths) < 5
 
 
+@pytest.mark.full
 def test_several_sequences_and_the_small_models_cache(tiny: kangaroo_jax.Params) -> None:
     """After many rounds, the small model's keys are those of a run over the whole text, up to the last two tokens."""
     config = tiny.config

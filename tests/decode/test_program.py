@@ -84,13 +84,13 @@ CASES = [
     Case("decode", 0, 3, 3),
     Case("decode", 3, 1, 1),
     Case("decode", 3, 3, 3, sample=True),
-    Case("decode", 3, 1, 1, sample=True),
     Case("prefill", 3, 3, 3),
     Case("prefill", 0, 1, 1),
-    Case("decode", 3, 3, 3, adapter="with-mlp"),
     Case("decode", 3, 3, 3, tree=True),
 ]
 MORE = [
+    Case("decode", 3, 1, 1, sample=True),
+    Case("decode", 3, 3, 3, adapter="with-mlp"),
     Case("decode", 0, 1, 1),
     Case("prefill", 3, 1, 3),
     Case("decode", 3, 1, 1, family="qwen2"),

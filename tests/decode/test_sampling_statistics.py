@@ -249,7 +249,11 @@ def test_the_p_value_is_one(p_value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("number", "batches"),
-    [(1, FEW), (3, FEW), *(pytest.param(number, BATCHES, marks=pytest.mark.full) for number in range(len(QUICK)))],
+    [
+        (1, FEW),
+        pytest.param(3, FEW, marks=pytest.mark.full),
+        *(pytest.param(number, BATCHES, marks=pytest.mark.full) for number in range(len(QUICK))),
+    ],
 )
 def test_texts_are_drawn_with_the_targets_probabilities(toy: Toy, p_value: Any, number: int, batches: int) -> None:
     case = QUICK[number]

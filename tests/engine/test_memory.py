@@ -29,9 +29,17 @@ CONFIG = LlamaConfig(
     head_dim=16,
 )
 
+MORE = [(jnp.float32, True), (jnp.bfloat16, False), (jnp.float16, False), (jnp.float16, True)]
 
-@pytest.mark.parametrize("sample", [False, True])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.full)])
+
+@pytest.mark.parametrize(
+    ("dtype", "sample"),
+    [
+        (jnp.float32, False),
+        (jnp.bfloat16, True),
+        *(pytest.param(dtype, sample, marks=pytest.mark.full) for dtype, sample in MORE),
+    ],
+)
 def test_the_estimate_is_no_less_than_what_programs_take(dtype: Any, sample: bool) -> None:
     batch, slots, shape = 16, 1280, jax.ShapeDtypeStruct
     spec = dec.DecodeSpec(CONFIG, dec.Kangaroo(exit_layer=1), 5, sample=sample, truncate=sample)

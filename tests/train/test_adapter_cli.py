@@ -114,6 +114,7 @@ def test_another_run_is_not_resumed(
     assert "holds a run with target " in refusal(main, command)
 
 
+@pytest.mark.full
 def test_a_warm_start_begins_with_the_given_adapter(
     refusal: Refusal, model: Path, command: list[str], tiny_config: LlamaConfig
 ) -> None:

@@ -40,7 +40,7 @@ def test_chunks_add_up_to_the_whole(rows: int, length: int, chunk: int) -> None:
         np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_the_size_of_chunks_changes_neither_loss_nor_gradient(tied: bool, tiny_config: LlamaConfig) -> None:
     config = dataclasses.replace(tiny_config, tie_word_embeddings=tied)
     target = jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, init_params(config, jax.random.key(5)))
