@@ -24,10 +24,14 @@ demo: $(RUNS)  ## write text with Kangaroo and with plain decoding, and compare 
 # way of making it, where this XLA still has that, takes half the time. The other tests come after these.
 QUICK := --xla_cpu_use_fusion_emitters=false
 BUT := not hf and not full and not h200
-test: $(INSTALLED)  ## run the tests (without the long ones, without torch)
+test: $(INSTALLED)  ## run the tests (without the long ones, without torch), or those of TESTS="tests/decode ..."
+ifdef TESTS
+	$(RUN) -m pytest --durations=25 $(TESTS)
+else
 	@flags="$$XLA_FLAGS $(QUICK)"; XLA_FLAGS="$$flags" $(RUN) -c 'import jax; jax.devices()' 2> /dev/null || flags="$$XLA_FLAGS"; \
-	XLA_FLAGS="$$flags" JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(RUN) -m pytest -m "$(BUT) and not optimised" --durations=25 $(TESTS)
-	$(RUN) -m pytest -m "$(BUT) and optimised" $(TESTS)
+	XLA_FLAGS="$$flags" JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(RUN) -m pytest -m "$(BUT) and not optimised" --durations=25
+	$(RUN) -m pytest -m "$(BUT) and optimised" $$(grep -rl --include='*.py' 'mark\.optimised' tests)
+endif
 
 xla: $(INSTALLED)  ## run what loads models again without the native CPU kernels
 	KANGAROO_KERNELS=xla $(RUN) -m pytest tests/kernels tests/cli tests/test_*.py
