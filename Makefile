@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 GPU_COMPILER := build/h200
 RUN := $(VENV)/bin/python
+# Byte-compiling all of jax and transformers takes pip longer than Python with what is imported of them.
+export PIP_COMPILE := 0
 # Stamps of one environment: what running needs, and the tools beside it (of EXTRA, an extra of pyproject.toml).
 EXTRA := dev
 RUNS := $(VENV)/runs

@@ -37,7 +37,7 @@ setup(
             include_dirs=[jax.ffi.include_dir()],
             language="c++",
             # IEEE arithmetic, with fused multiply-adds where the processor has them.
-            extra_compile_args=["-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi"],
+            extra_compile_args=["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi"],
             optional=True,
         )
     ],
