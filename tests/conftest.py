@@ -7,6 +7,7 @@ traced and counted as without. Tests of the package's own cache begin without th
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from kangaroo_jax.store import save_adapter, write_hf
 from train.byte_tokenizer import write_byte_tokenizer
 from train.corpus import VOCAB_SIZE
 
+# Jobs that a shell has put into the background ignore it, and tests interrupt what they run.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The first example of a test may load or compile something; how long that takes says nothing about the code.
 settings.register_profile("suite", deadline=None, print_blob=True)
 settings.load_profile("suite")
