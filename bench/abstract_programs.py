@@ -25,7 +25,7 @@ from bench.hlo import Module, parse
 from kangaroo_jax import decode as dec
 from kangaroo_jax.engine import compile_with, options
 from kangaroo_jax.kernels import pack_adapter, pack_target
-from kangaroo_jax.model import abstract_adapter, abstract_params
+from kangaroo_jax.model import LlamaConfig, abstract_adapter, abstract_params
 
 WHEELS = Path(__file__).resolve().parents[1] / "build" / "h200"
 CARDS = {path.stem: path for path in sorted((Path(__file__).resolve().parent / "targets").glob("*.txtpb"))}
@@ -74,6 +74,12 @@ class Compiled(NamedTuple):
     memory: Any
     options_used: bool
     seconds: float
+
+
+def drafting(config: LlamaConfig, name: str, exit_layer: int, gamma: int, sample: bool = False) -> dec.DecodeSpec:
+    """Return what decoding is: "plain", or with Kangaroo's drafts; ``sample`` draws by temperature, top_k and top_p."""
+    how = (dec.PLAIN, 0) if name == "plain" else (dec.Kangaroo(exit_layer=exit_layer), gamma)
+    return dec.DecodeSpec(config, *how, sample=sample, truncate=sample)
 
 
 def lower(program: Program, sharding: Sharding | None = None) -> Lowered:

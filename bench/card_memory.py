@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from bench import hlo
-from bench.abstract_programs import CARDS, WHEELS, Program, build, gpu, lower, tracing_for
+from bench.abstract_programs import CARDS, WHEELS, Program, build, drafting, gpu, lower, tracing_for
 from kangaroo_jax import decode as dec
 from kangaroo_jax.engine import ONE_GRAPH, sequence_bytes
 from workshop.command import exit_status
@@ -37,8 +37,7 @@ def rows(
     """
     config, sharding = SHAPES[shape], gpu(card, wheels)
     for name in ("plain", "kangaroo"):
-        drafting = (dec.PLAIN, 0) if name == "plain" else (dec.Kangaroo(exit_layer=exit_layer), gamma)
-        spec = dec.DecodeSpec(config, *drafting)
+        spec = drafting(config, name, exit_layer, gamma)
         for batch in batches:
             chunk = dec.prefill_chunk(slots // 2, slots, batch)
             held, temporary, weights = 0, 0, 0

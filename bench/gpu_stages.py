@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import platform
 import statistics
@@ -12,6 +11,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,15 +20,14 @@ import jax.numpy as jnp
 
 import kangaroo_jax
 from bench import machine, roofline, spec_bench
-from bench.abstract_programs import Program, lower
+from bench.abstract_programs import Program, drafting, lower
 from bench.roofline_turns import GRAPHS, Settings
 from bench.shapes import random_params
-from kangaroo_jax import decode as dec
-from kangaroo_jax import version
 from kangaroo_jax.engine import compile_with
 from kangaroo_jax.kernels import why_not
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.proof import read_prompts
+from kangaroo_jax.version import versions
 from workshop.published_shapes import SHAPES
 
 TINY = LlamaConfig(
@@ -43,17 +42,7 @@ TINY = LlamaConfig(
 )
 ROOT = Path(__file__).resolve().parents[1]
 _DUMPED = ("thunk_sequence", "after_optimizations.txt", "autotune", "target_config")
-PACKAGES = (
-    "kangaroo-jax",
-    "jax",
-    "jaxlib",
-    "jax-cuda13-plugin",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "transformers",
-    "numpy",
-)
+PACKAGES = "kangaroo-jax jax jaxlib jax-cuda13-plugin flax optax orbax-checkpoint transformers numpy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +78,12 @@ class Step(NamedTuple):
     run: Callable[[Setup], Any]
 
 
-def versions(setup: Setup) -> Any:
+def machine_facts(setup: Setup) -> Any:
     """Return what the machine is, as JAX and the driver name it."""
     device = jax.local_devices()[0]
     return {
         "python": platform.python_version(),
-        "packages": version.versions(PACKAGES),
+        "packages": versions(PACKAGES.split()),
         "device": device.device_kind,
         "devices": jax.device_count(),
         "memory": device.memory_stats(),
@@ -157,14 +146,9 @@ def _equal(some: Sequence[Any], others: Sequence[Any]) -> int:
 
 def suite(setup: Setup) -> Any:
     """Run tests of decoding and of the model on this machine; return the lines that sum them up."""
-    which = (
-        ["decode/test_commit"]
-        if setup.rehearse
-        else ["decode/test_lossless", "decode/test_sampling", "model/test_parity"]
-    )
-    few = "not hf and not full and not h200"
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", few, "-p", "no:cacheprovider"]
-    command += [f"tests/{name}.py" for name in which]
+    which = "decode/test_commit" if setup.rehearse else "decode/test_lossless decode/test_sampling model/test_parity"
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    command += [f"tests/{name}.py" for name in which.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     return {
@@ -173,7 +157,7 @@ def suite(setup: Setup) -> Any:
     }
 
 
-@functools.cache
+@cache
 def _model(shape: str, rehearse: bool) -> kangaroo_jax.Params:
     if rehearse:
         return random_params("tiny", "float32", TINY, 1)
@@ -189,7 +173,7 @@ def speed(shape: str, graphs: tuple[str, ...], wide: bool, setup: Setup) -> Any:
         wide: every number of rows and every acceptance, or only those that tell options apart.
         setup: what all steps are told.
     """
-    known = [name for name in graphs if compile_with(jax.jit(lambda x: x + 1).lower(1.0), dict(GRAPHS[name]))[1]]
+    known = [name for name in graphs if roofline.accepted(name)]
     settings = Settings(rows=(1, 2, 4, 8, 16)) if wide else Settings((6,), (0.7,), (1, 8))
     if setup.rehearse:
         settings = Settings((3,), (0.7,), (1,), 8, 1, 1)
@@ -199,41 +183,27 @@ def speed(shape: str, graphs: tuple[str, ...], wide: bool, setup: Setup) -> Any:
     return figures | {"refused": [name for name in graphs if name not in known]}
 
 
-def answers(methods: str, setup: Setup) -> Any:
+def answers(setup: Setup) -> Any:
     """Return what ``bench.spec_bench`` finds on the model's questions."""
     if setup.rehearse:
-        which = [
-            "--model",
-            "joey",
-            "--tasks",
-            "function",
-            "--per-category",
-            "1",
-            "--max-new-tokens",
-            "8",
-            "--repeats",
-            "1",
-        ]
+        model, which = ["--model", "joey"], "--tasks function --per-category 1 --max-new-tokens 8 --repeats 1"
     elif setup.model and setup.questions:
-        which = ["--model", setup.model, "--questions", str(setup.questions), "--per-category", "5"]
-        which += ["--max-new-tokens", "256", "--repeats", "1", "--skip-long"]
+        model = ["--model", setup.model, "--questions", str(setup.questions)]
+        which = "--per-category 5 --max-new-tokens 256 --repeats 1 --skip-long"
     else:
         return None
     folder = setup.out / "spec_bench"
-    words = [*which, "--methods", methods, "--no-split", "--no-prepare", "--out", str(folder)]
-    if status := spec_bench.main(words):
+    how = "--methods plain,kangaroo,prompt-lookup --no-split --no-prepare"
+    if status := spec_bench.main([*model, *which.split(), *how.split(), "--out", str(folder)]):
         raise ValueError(f"bench.spec_bench ended with status {status}")
     return json.loads((folder / "results.json").read_text())
 
 
-def command(module: str, words: Sequence[str], tiny: Sequence[str], setup: Setup) -> Any:
-    """Run a command that writes its figures to ``--json``, in a process of its own, and return them."""
+def measured(words: str, tiny: str, setup: Setup) -> Any:
+    """Run ``train.measure`` in a process of its own, and return its figures."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
-        given = [*(tiny if setup.rehearse else words), "--json", str(file)]
-        done = subprocess.run([sys.executable, "-m", module, *given], cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            raise ValueError(f"{module} ended with status {done.returncode}: {done.stderr[-2000:]}")
+        _command("train.measure", *(tiny if setup.rehearse else words).split(), "--json", str(file))
         return json.loads(file.read_text())
 
 
@@ -242,29 +212,36 @@ def own_adapter(setup: Setup) -> Any:
 
     Both go on where they stopped, and both keep what they have when they are ended.
     """
-    replies, adapter = setup.out / "replies.jsonl", setup.out / "adapter"
     if setup.rehearse:
-        model, write = (
-            "joey",
-            ["--data", "docs", "--prompt-tokens", "16", "--max-new-tokens", "8", "--dtype", "float32"],
-        )
-        fit = ["--steps", "2", "--batch-size", "2", "--length", "32", "--decode-every", "0"]
+        model, data = "joey", "docs"
+        write = "--prompt-tokens 16 --max-new-tokens 8 --dtype float32"
+        fit = "--steps 2 --batch-size 2 --length 32 --decode-every 0"
     elif setup.model and setup.data:
-        model, write = setup.model, ["--data", str(setup.data), "--batch-size", "128", "--max-new-tokens", "320"]
-        write += ["--data-rows", "4000", "--plain"]
-        fit = ["--steps", "20000", "--batch-size", "16", "--learning-rate", "1e-3"]
+        model, data = setup.model, str(setup.data)
+        write = "--batch-size 128 --max-new-tokens 320 --data-rows 4000 --plain"
+        fit = "--steps 20000 --batch-size 16 --learning-rate 1e-3"
     else:
         return None
-    jobs = {"train.regenerate": (replies, write), "train.adapter": (adapter, ["--data", str(replies), *fit])}
-    for module, (made, words) in jobs.items():
-        if made.exists():
-            continue
-        given = ["--model", model, *words, "--out", str(made)]
-        done = subprocess.run([sys.executable, "-m", module, *given], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        if done.returncode or not made.exists():
-            raise ValueError(f"{module} ended with status {done.returncode}: {done.stderr[-2000:]}")
+    replies, adapter = setup.out / "replies.jsonl", setup.out / "adapter"
+    jobs = (("train.regenerate", data, write, replies), ("train.adapter", str(replies), fit, adapter))
+    for module, source, words, made in jobs:
+        if not made.exists():
+            _command(module, "--model", model, "--data", source, *words.split(), "--out", str(made))
+        if not made.exists():  # Asked to end, it has ended well, and goes on another time.
+            raise ValueError(f"{module} was ended before it had made {made}")
     lines = (setup.out / "adapter-training" / "log.jsonl").read_text().splitlines()
     return [line for line in map(json.loads, lines) if any(name.startswith("held_out") for name in line)]
+
+
+def _command(module: str, *words: str) -> None:
+    """Run a command of this project in a process of its own.
+
+    Raises:
+        ValueError: if its status is not 0; with the end of what it said.
+    """
+    done = subprocess.run([sys.executable, "-m", module, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise ValueError(f"{module} ended with status {done.returncode}: {done.stderr[-2000:]}")
 
 
 def code(setup: Setup) -> Any:
@@ -274,12 +251,12 @@ def code(setup: Setup) -> Any:
     about kernels by timing them.
     """
     config, dtype, slots = (TINY, "float32", 128) if setup.rehearse else (SHAPES["vicuna-7b"], "bfloat16", 1024)
-    drafters = {"plain": (dec.PLAIN, 0), "kangaroo": (dec.Kangaroo(exit_layer=1 if setup.rehearse else 2), 6)}
+    exit_layer = 1 if setup.rehearse else 2
     found: dict[str, Any] = {}
     jax.config.update("jax_enable_compilation_cache", False)  # A program that comes from a cache is not dumped.
     with tempfile.TemporaryDirectory() as folder, tarfile.open(setup.out / "code.tar.gz", "w:gz") as archive:
-        for name, drafting in drafters.items():
-            low = lower(Program("decode", dec.DecodeSpec(config, *drafting), slots=slots, dtype=dtype))
+        for name in ("plain", "kangaroo"):
+            low = lower(Program("decode", drafting(config, name, exit_layer, 6), slots=slots, dtype=dtype))
             for graph, extra in GRAPHS.items():
                 place = Path(folder) / f"{name}-{graph}"
                 dump = {"xla_dump_to": str(place), "xla_dump_hlo_as_text": "True"}
@@ -293,53 +270,27 @@ def code(setup: Setup) -> Any:
     return found
 
 
-ALL = ("plain", "kangaroo", "prompt-lookup")
 NARROW = tuple(name for name in GRAPHS if name not in ("default", "one"))
+STEP = "speed --shape vicuna-7b --dtype bfloat16 --rows 4 --length 2048 --product 8192"
 STAGES: dict[str, tuple[Step, ...]] = {
-    "facts": (Step("versions", 1, versions), Step("bandwidth", 5, bandwidth)),
+    "facts": (Step("versions", 1, machine_facts), Step("bandwidth", 5, bandwidth)),
     "truth": (
-        Step("float32", 15, functools.partial(truth, "float32")),
-        Step("bfloat16", 15, functools.partial(truth, "bfloat16")),
+        Step("float32", 15, partial(truth, "float32")),
+        Step("bfloat16", 15, partial(truth, "bfloat16")),
         Step("tests", 60, suite),
     ),
     "speed": (
-        Step("vicuna-7b", 60, functools.partial(speed, "vicuna-7b", ("default", "one"), True)),
-        *(Step(f"vicuna-7b, {graph}", 20, functools.partial(speed, "vicuna-7b", (graph,), False)) for graph in NARROW),
-        Step("llama3-8b", 40, functools.partial(speed, "llama3-8b", ("default", "one"), False)),
+        Step("vicuna-7b", 60, partial(speed, "vicuna-7b", ("default", "one"), True)),
+        *(Step(f"vicuna-7b, {graph}", 20, partial(speed, "vicuna-7b", (graph,), False)) for graph in NARROW),
+        Step("llama3-8b", 40, partial(speed, "llama3-8b", ("default", "one"), False)),
     ),
-    "use": (Step("spec_bench", 60, functools.partial(answers, ",".join(ALL))),),
+    "use": (Step("spec_bench", 60, answers),),
     "training": (
-        Step(
-            "step of vicuna-7b",
-            45,
-            functools.partial(
-                command,
-                "train.measure",
-                (
-                    "speed",
-                    "--shape",
-                    "vicuna-7b",
-                    "--dtype",
-                    "bfloat16",
-                    "--rows",
-                    "4",
-                    "--length",
-                    "2048",
-                    "--product",
-                    "8192",
-                ),
-                ("speed", "--rows", "1", "--length", "16", "--product", "64", "--repeats", "1"),
-            ),
-        ),
+        Step("step of vicuna-7b", 45, partial(measured, STEP, "speed --rows 1 --length 16 --product 64 --repeats 1")),
         Step(
             "memory of vicuna-7b",
             30,
-            functools.partial(
-                command,
-                "train.measure",
-                ("memory", "--dtype", "bfloat16"),
-                ("memory", "--shape", "joey", "--rows", "1", "--length", "16", "--layers", "3", "4"),
-            ),
+            partial(measured, "memory --dtype bfloat16", "memory --shape joey --rows 1 --length 16 --layers 3 4"),
         ),
         Step("the model's own adapter", 30, own_adapter),
     ),

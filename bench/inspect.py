@@ -19,7 +19,7 @@ import jax
 from tqdm import tqdm
 
 from bench import hlo, thunks
-from bench.abstract_programs import CARDS, WHEELS, Compiled, Lowered, Program, build, gpu, lower
+from bench.abstract_programs import CARDS, WHEELS, Compiled, Lowered, Program, build, drafting, gpu, lower
 from kangaroo_jax import decode as dec
 from kangaroo_jax.engine import ONE_GRAPH
 from kangaroo_jax.model import LlamaConfig
@@ -101,8 +101,7 @@ def inspect(
         )
     sharding = gpu(target, wheels) if target in CARDS else None
     for name in programs:
-        drafting = (dec.PLAIN, 0) if name == "plain" else (dec.Kangaroo(exit_layer=exit_layer), gamma)
-        spec = dec.DecodeSpec(config, *drafting, sample=name == "sampled", truncate=name == "sampled")
+        spec = drafting(config, name, exit_layer, gamma, sample=name == "sampled")
         part, spec = ("prefill", spec.for_prefill) if name == "prefill" else ("decode", spec)
         chunk = dec.prefill_chunk(slots // 2, slots, 1)
         low = lower(Program(part, spec, slots=slots, dtype=dtype, chunk=chunk), sharding)
