@@ -142,7 +142,7 @@ def build(low: Lowered, sharding: Sharding | None = None, wanted: dict[str, str]
         files = [*Path(folder).glob(_DUMP.format("_after_thunk_passes")), *Path(folder).glob(_DUMP.format(""))]
         if not files:
             raise ValueError("XLA wrote no dump of its thunks; compiled programs are kept in a cache? Turn that off")
-        tree = thunks.parse_dump(files[0].read_text())
+        tree = thunks.parse_dump(files[0].read_text(encoding="utf-8"))
     return Compiled(parse(built.as_text()), tree, built.memory_analysis(), used, seconds)
 
 
@@ -160,7 +160,9 @@ def gpu(card: str, wheels: Path = WHEELS) -> Sharding:
     if wheels.is_dir() and str(wheels) not in sys.path:
         sys.path.append(str(wheels))
     try:
-        topology = topologies.get_topology_desc("", "cuda", target_config=CARDS[card].read_text(), topology="1x1x1")
+        topology = topologies.get_topology_desc(
+            "", "cuda", target_config=CARDS[card].read_text(encoding="utf-8"), topology="1x1x1"
+        )
     except NotImplementedError:
         raise ValueError(
             f"no CUDA plugin for JAX {jax.__version__} in {wheels} nor installed; get it with `make h200`, or name its "

@@ -54,7 +54,9 @@ def rows(
 
 def sizes_of_cards() -> dict[str, int]:
     """Return the bytes of memory of each card."""
-    found = {card: re.search(r"device_memory_size: (\d+)", path.read_text()) for card, path in CARDS.items()}
+    found = {
+        card: re.search(r"device_memory_size: (\d+)", path.read_text(encoding="utf-8")) for card, path in CARDS.items()
+    }
     return {card: int(size[1]) for card, size in found.items() if size}
 
 

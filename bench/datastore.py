@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"{folder} exists; replace it with --force")
     texts, data = read_texts(args.data)
     vocab_size = read_config(directory).vocab_size
-    tokens = make_datastore(folder, texts, load_tokenizer(directory), vocab_size, data, args.force)
+    tokens = make_datastore(folder, texts, load_tokenizer(directory, vocab_size), vocab_size, data, args.force)
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{tokens:,} tokens of {len(texts):,} texts ({data}), {size / 2**20:.1f} MiB, in {folder}")
 

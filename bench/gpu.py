@@ -44,7 +44,7 @@ def finished(out: Path, stage: str) -> dict[str, Any]:
     """
     file = out / f"{stage}.json"
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {"steps": {}, "errors": {}, "running": None}
     except ValueError as error:

@@ -196,7 +196,7 @@ def answers(setup: Setup) -> Any:
     how = "--methods plain,kangaroo,prompt-lookup --no-split --no-prepare"
     if status := spec_bench.main([*model, *which.split(), *how.split(), "--out", str(folder)]):
         raise ValueError(f"bench.spec_bench ended with status {status}")
-    return json.loads((folder / "results.json").read_text())
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
 def measured(words: str, tiny: str, setup: Setup) -> Any:
@@ -204,7 +204,7 @@ def measured(words: str, tiny: str, setup: Setup) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
         _command("train.measure", *(tiny if setup.rehearse else words).split(), "--json", str(file))
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
 
 
 def own_adapter(setup: Setup) -> Any:
@@ -229,7 +229,7 @@ def own_adapter(setup: Setup) -> Any:
             _command(module, "--model", model, "--data", source, *words.split(), "--out", str(made))
         if not made.exists():  # Asked to end, it has ended well, and goes on another time.
             raise ValueError(f"{module} was ended before it had made {made}")
-    lines = (setup.out / "adapter-training" / "log.jsonl").read_text().splitlines()
+    lines = (setup.out / "adapter-training" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return [line for line in map(json.loads, lines) if any(name.startswith("held_out") for name in line)]
 
 

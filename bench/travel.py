@@ -93,9 +93,9 @@ def write_parts(out: Path, files: Mapping[str, Path], parts: Mapping[str, Sequen
                 whole.update(data)
                 words += [part.path, hashlib.sha256(data).hexdigest()]
         calls.append(f"join {name} {whole.hexdigest()} {' '.join(words)}\n")
-    script = "".join([Path(__file__).with_name("join.sh").read_text(), *calls, "exit $status\n"])
+    script = "".join([Path(__file__).with_name("join.sh").read_text(encoding="utf-8"), *calls, "exit $status\n"])
     for number, _ in enumerate(transfers(parts), 1):
-        (out / f"{number}" / "join.sh").write_text(script)
+        (out / f"{number}" / "join.sh").write_text(script, encoding="utf-8")
 
 
 def plan(out: str, sizes: Sequence[int], wheels: Sequence[str], runs: Sequence[str], back: str, limit: int) -> str:

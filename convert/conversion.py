@@ -61,9 +61,9 @@ def convert(
             _write_params(leaves, staged, source.name)
         shutil.rmtree(staged / _PARTS, ignore_errors=True)  # Killed while it removed them, a conversion comes here.
         write_json(staged / "config.json", config_to_hf(config))
-        for name in TEXT_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, staged / name)
+        for file in (file for pattern in TEXT_FILES for file in source.glob(pattern)):
+            (staged / file.relative_to(source)).parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, staged / file.relative_to(source))
         if (source / "adapter").is_dir():
             shutil.copytree(source / "adapter", staged / "adapter", dirs_exist_ok=True)
         if verify is not None:

@@ -8,14 +8,18 @@ from pathlib import Path
 from kangaroo_jax.files import first_line
 from kangaroo_jax.store import ALIASES, EMBEDDED, embedded, expand
 
-# What the tokenizer and the end of a generation are read from; copied beside the converted params.
+# What the tokenizer and the end of a generation are read from; copied beside the converted params; patterns.
 TEXT_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.json",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
     "generation_config.json",
 )
 # Not "*.safetensors": some repositories hold the model a second time, as consolidated.safetensors.

@@ -32,6 +32,8 @@ def generate(
     min_p: float | None = None,
     seed: int | None = None,
     num_return_sequences: int = 1,
+    chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     per_prompt: Sequence[Mapping[str, Any]] | None = None,
     streamer: Any = None,
 ) -> Any:
@@ -43,8 +45,10 @@ def generate(
 
     Args:
         params: from ``load``.
-        prompt: text; token ids (used as they are: no BOS is added); a conversation, as messages ``{"role", "content"}``
-            (the tokenizer's chat template, or Vicuna's for models named so); or a list of several of one kind.
+        prompt: text, as the tokenizer takes it: where that puts BOS in front, text that has one already gets two, and a
+            warning; token ids (used as they are: no BOS is added); a conversation, as messages ``{"role", "content"}``,
+            which the assistant goes on with: with a reply, or within its own message, if that is the last one; or a
+            list of several of one kind. Roles, and content in parts, are what the chat template takes.
         max_new_tokens: token budget of each sequence, at least 0. A text also ends, with "length", at the model's
             ``max_position_embeddings``.
         gamma: largest number of tokens drafted in a round; default: the adapter's.
@@ -64,6 +68,10 @@ def generate(
         seed: a whole number; the same seed gives a prompt the same text again, whatever batch it is in. Without one,
             each call draws anew.
         num_return_sequences: sequences to draw for each prompt; above 1 the result is a list, prompt by prompt.
+        chat_template: Jinja, as transformers takes it, or the name of one of several that the model has; default: the
+            tokenizer's, or Vicuna's for models named so. Only for conversations.
+        chat_template_kwargs: variables for the chat template, such as ``{"enable_thinking": False}``; also ``tools``
+            and ``documents``. Only for conversations.
         per_prompt: what is different for single prompts of a list: for each of them a mapping of some of the options
             above to values, empty for none. A batch may so hold greedy and sampled texts, with budgets, ends and seeds
             of their own; each is what its prompt gives alone. gamma, method and num_return_sequences are the batch's.
@@ -91,7 +99,8 @@ def generate(
         seed=seed,
         num_return_sequences=num_return_sequences,
     )
-    checked, prompts, many = _check(params, prompt, options, per_prompt)
+    chat = (chat_template, chat_template_kwargs)
+    checked, prompts, many = _check(params, prompt, options, per_prompt, chat)
     if streamer is not None:
         if not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
             raise ValueError(f"streamer is {streamer!r:.60}; pass an object with put(ids) and end()")
@@ -108,7 +117,13 @@ def generate(
 
 
 def stream(
-    params: Params, prompt: Any, *, rounds_per_call: int | None = None, **options: Any
+    params: Params,
+    prompt: Any,
+    *,
+    rounds_per_call: int | None = None,
+    chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Generator[str, None, Generation]:
     """Yield the text of ``generate`` piece by piece, as rounds commit it.
 
@@ -121,13 +136,16 @@ def stream(
         prompt: as for ``generate``; one prompt.
         rounds_per_call: rounds between two looks of the host; fewer give smoother text, more give speed. Default: as
             many as take about a twentieth of a second, which costs 1 to 3 % (``python -m bench.generation stream``).
+        chat_template: as for ``generate``.
+        chat_template_kwargs: as for ``generate``.
         **options: as for ``generate``; all but ``streamer``.
 
     Raises:
         ValueError: as ``generate``, and if ``rounds_per_call`` is not positive; at the call, not at the first piece.
     """
     rounds = None if rounds_per_call is None else integer("rounds_per_call", rounds_per_call, 1)
-    checked, prompts, _ = _check(params, prompt, Options.of("stream", options))
+    chat = (chat_template, chat_template_kwargs)
+    checked, prompts, _ = _check(params, prompt, Options.of("stream", options), None, chat)
     _only_one(prompts, checked, "stream")
     return pieces(Run(params, prompts, checked), rounds)
 
@@ -142,10 +160,12 @@ def pieces(run: Run, rounds: int | None = None) -> Generator[str, None, Generati
     return run.results()[0]
 
 
-def _check(params: Params, prompt: Any, options: Options, per_prompt: Any = None) -> tuple[Plan, list[list[int]], bool]:
+def _check(
+    params: Params, prompt: Any, options: Options, per_prompt: Any, chat: tuple[Any, Any]
+) -> tuple[Plan, list[list[int]], bool]:
     """Return checked options, the ids of all prompts, and whether a list of prompts was given."""
     checked = plan(params, options, per_prompt)
-    prompts, many = prompt_ids(params, prompt)
+    prompts, many = prompt_ids(params, prompt, *chat)
     if per_prompt is not None and len(per_prompt) != len(prompts):
         raise ValueError(f"per_prompt has {len(per_prompt)} entries for {len(prompts)} prompts; pass one for each")
     return checked, prompts, many

@@ -104,7 +104,7 @@ def load(
     config, target, _ = load_target(name, dtype, sharding, pack_leaf if native else None)
     if native:
         target, adapter_params = pack_target(target), adapter_params and pack_adapter(adapter_params)
-    return Params(target, adapter_params, config, draft, find_tokenizer(directory), str(name))
+    return Params(target, adapter_params, config, draft, find_tokenizer(directory, config.vocab_size), str(name))
 
 
 def with_adapter(params: Params, directory: str | Path, exit_layer: int | None = None) -> Params:

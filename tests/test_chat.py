@@ -555,3 +555,54 @@ def test_any_conversation(
             whole = scratch(params, prompt, **options | {"method": "plain"}).text
             assert whole.strip() == reply["content"] or (how != "return" and whole.strip().startswith(reply["content"]))
     still_right(chat, params)
+
+
+def test_an_answer_goes_on_with_what_it_is_given(speaker: kangaroo_jax.Params) -> None:
+    chat = Chat(speaker, max_new_tokens=NEW)
+    answer = chat.send([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Well"}])
+    prompt = chat_ids(speaker.tokenizer, "tiny", [{"role": "user", "content": "Hello"}])
+    assert ended(answer) == ended(scratch(speaker, prompt + speaker.tokenizer.encode("Well")[1:]))
+    assert chat.history[1:] == [{"role": "assistant", "content": "Well" + answer.text}]
+    after = chat.send("and now?")
+    assert ended(after) == ended(scratch(speaker, chat_ids(speaker.tokenizer, "tiny", chat.history[:-1])))
+    assert after.stats.prefilled_tokens < after.stats.prompt_tokens - len(prompt)
+
+
+def test_messages_of_other_roles_and_content_in_parts(speaker: kangaroo_jax.Params) -> None:
+    chat = Chat(speaker, max_new_tokens=NEW)
+    parts = [{"type": "text", "text": "Hello"}]
+    for said in (parts, {"role": "tool", "content": "3"}, [{"role": "tool", "content": "4"}]):
+        answer = chat.send(said)
+        assert ended(answer) == ended(scratch(speaker, chat_ids(speaker.tokenizer, "tiny", chat.history[:-1])))
+    assert [message["role"] for message in chat.history] == [
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
+    assert chat.history[0]["content"] == parts
+
+
+# Thoughts are asked for in the last turn only, and left out of what was said before it.
+FORGETFUL = (
+    "{% for m in messages %}{{ m.role }}:{{ m.content[7:] if m.role == 'assistant' else m.content }}\n{% endfor %}"
+    "{% if thoughts is false %}!{% endif %}"
+)
+
+
+def test_a_template_that_changes_what_was_said_and_variables_of_a_turn(speaker: kangaroo_jax.Params) -> None:
+    chat = Chat(speaker, chat_template=FORGETFUL, chat_template_kwargs={"thoughts": False}, max_new_tokens=NEW)
+    for text, variables in (("Hello", None), ("and now?", {"thoughts": True}), ("and then?", None)):
+        answer = chat.send(text, chat_template_kwargs=variables)
+        given = variables or {"thoughts": False}
+        ids = chat_ids(speaker.tokenizer, "tiny", chat.history[:-1], FORGETFUL, given)
+        assert (ids[-1] == speaker.tokenizer.encode("!")[-1]) == (not given["thoughts"])
+        assert ended(answer) == ended(scratch(speaker, ids))
+
+
+@pytest.mark.parametrize("said", [3, b"x", [], ["Hello"], [{"role": "user"}], [{"content": "x"}]])
+def test_what_is_nothing_to_say(chat: Chat, said: Any) -> None:
+    assert "; pass " in refused(lambda: chat.send(said))
+    assert chat.history == []

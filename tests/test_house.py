@@ -238,6 +238,42 @@ def test_pure_parts_neither_print_nor_open(path: Path) -> None:
     assert not {call.id for call in calls if isinstance(call, ast.Name)}.intersection(IMPURE_CALLS)
 
 
+def texts_without_encoding(source: str) -> list[str]:
+    """Return the calls that read or write text in the encoding of the locale."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+            continue
+        is_method = isinstance(node.func, ast.Attribute)
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name == "open":
+            first = [*node.args[not is_method :], *(key.value for key in node.keywords if key.arg == "mode")][:1]
+            mode = "r" if not first else str(first[0].value) if isinstance(first[0], ast.Constant) else ""
+            # Archives and images are opened by other methods of this name, which take something else first.
+            in_locale = bool(mode) and "b" not in mode
+        else:
+            in_locale = (name == "read_text" and not node.args) or (name == "write_text" and len(node.args) < 2)
+        found += [f"{node.lineno}: {ast.unparse(node)}"] if in_locale else []
+    return found
+
+
+@pytest.mark.parametrize("path", sources(*PACKAGES), ids=module_name)
+def test_text_is_utf8_whatever_the_locale(path: Path) -> None:
+    assert texts_without_encoding(path.read_text(encoding="utf-8")) == []
+
+
+def test_text_in_the_encoding_of_the_locale_is_noticed() -> None:
+    wrong = ["p.read_text()", "p.write_text(s)", "open(p)", "open(p, 'w')", "p.open()", "p.open(mode='a')"]
+    right = [
+        "p.read_text('utf-8')",
+        "p.write_text(s, encoding='utf-8')",
+        "open(p, 'rb')",
+        "p.open('wb')",
+        "zip.open(p)",
+    ]
+    assert [text for text in wrong + right if texts_without_encoding(text)] == wrong
+
+
 def test_one_file_knows_pmap() -> None:
     users = {module_name(path) for path in sources(*PACKAGES) if re.search(r"\bjax\.pmap\(", path.read_text())}
     assert users == {"train.step"}

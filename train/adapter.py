@@ -104,7 +104,7 @@ def show(args: argparse.Namespace) -> None:
     directory = resolve(args.model)
     config = read_config(directory)
     args = settle(args, config)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory, config.vocab_size)
     data = read_data(args, config, tokenizer)
     print(show_mask(data.samples(args.show_mask), tokenizer, colour=sys.stdout.isatty()))
     left_out = f"; {data.bad_rows}" if data.bad_rows.seen else ""

@@ -128,7 +128,7 @@ def prepare(args: argparse.Namespace, argv: Sequence[str], marker: str) -> Job:
     out = (args.out or companion(args.model, args.what)).absolute()
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / marker).is_file()):
         raise ValueError(f"--out {out} holds something else than an earlier result; pass another folder")
-    data = read_data(args, config, load_tokenizer(directory))
+    data = read_data(args, config, load_tokenizer(directory, config.vocab_size))
     job = Job(config, directory, data, out, args, provenance(args.module, argv, PACKAGES))
     check_folder(job.workspace)
     return job

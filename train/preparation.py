@@ -96,7 +96,7 @@ def prepare(args: argparse.Namespace) -> Run:
             drafts[name], adapters[name] = _given(given, config, draft)
         else:
             adapters[name] = init_adapter(config, jax.random.key(args.seed), draft.adapter, own)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory, config.vocab_size)
     data = read_data(args, config, tokenizer)
     settings = run_settings(args, config, own) | {"training_tokens": data.tokens.all, "text": data.digest}
     args = scheduled(args, data)
@@ -166,6 +166,6 @@ def read_data(args: argparse.Namespace, config: LlamaConfig, tokenizer: Tokenize
         model=args.model,
         eos_ids=ends,
         upstream=args.mask == "upstream",
-        chat_template=args.chat_template.read_text() if args.chat_template else None,
+        chat_template=args.chat_template.read_text(encoding="utf-8") if args.chat_template else None,
         limit=args.data_rows,
     )

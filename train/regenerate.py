@@ -85,7 +85,7 @@ def regenerate(args: argparse.Namespace) -> str:
         Terminated: likewise after SIGTERM.
     """
     rows, bad = _rows(args)
-    template = args.chat_template.read_text() if args.chat_template else None
+    template = args.chat_template.read_text(encoding="utf-8") if args.chat_template else None
     params = kangaroo_jax.load(args.model, adapter=args.adapter, exit_layer=args.exit_layer, dtype=args.dtype)
     checked = plan(params, _options(args, params))
     for row in rows:

@@ -13,9 +13,6 @@ from kangaroo_jax.text import Tokenizer, chat_ids, own_template
 from train.conversation import Messages
 from train.rows import BadRow
 
-# In front of a template, renders what was said with no start of a reply; the line end goes with trim_blocks.
-_COMPLETE = "{% set add_generation_prompt = false %}\n"
-
 
 class Sample(NamedTuple):
     """One conversation: ``tokens [n]`` int32 and ``mask [n]`` bool, True where the prediction at that token counts."""
@@ -112,7 +109,7 @@ class Renderer:
 
     def _complete(self, messages: Messages) -> list[int]:
         template = find_template(self.tokenizer, self.name, self.chat_template)
-        return self.tokenizer.encode_chat(messages, _COMPLETE + template)
+        return self.tokenizer.encode_chat(messages, template, add_generation_prompt=False)
 
 
 def mask_of(size: int, spans: Sequence[tuple[int, int]], *, upstream: bool = False) -> np.ndarray:

@@ -32,7 +32,7 @@ def write_figures(path: Path | None, figures: Any) -> None:
     """Write figures as JSON, whole or not at all, where ``check_file`` has found that it can be done."""
     if path is not None:
         with whole_file(path) as staged:
-            staged.write_text(json.dumps(figures, indent=1) + "\n")
+            staged.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def check_folder(folder: Path) -> None:

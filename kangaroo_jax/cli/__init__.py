@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # Whoever reads, "head" for one, has read enough.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - or Python complains once more when it flushes at its end.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - or Python complains once more when it flushes at its end.
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

@@ -18,8 +18,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import kangaroo_jax
 from kangaroo_jax.cli import common_options as options
@@ -45,6 +47,11 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="Jinja file that makes a prompt of a conversation (default: the tokenizer's)",
+    )
+    add(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help='variables for the chat template, as {"enable_thinking": false}',
     )
     add(
         "--context",
@@ -83,10 +90,16 @@ def _start(args: argparse.Namespace) -> kangaroo_jax.Chat:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8"
             raise ValueError(f"{args.chat_template} cannot be read ({reason}); pass a Jinja file") from error
+    variables = _object("--chat-template-kwargs", args.chat_template_kwargs)
     params = options.load(args)
     try:
         return kangaroo_jax.Chat(
-            params, system=args.system, chat_template=template, context=args.context, **options.writing(args)
+            params,
+            system=args.system,
+            chat_template=template,
+            chat_template_kwargs=variables,
+            context=args.context,
+            **options.writing(args),
         )
     except ValueError as error:
         if "has no chat template" not in str(error):
@@ -94,6 +107,19 @@ def _start(args: argparse.Namespace) -> kangaroo_jax.Chat:
         raise ValueError(
             f"{args.model} has no chat template; pass --chat-template FILE, Jinja as transformers takes it"
         ) from error
+
+
+def _object(option: str, text: str | None) -> dict[str, Any] | None:
+    """Return the JSON object that an option gives; None without it."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f'{option} is {text!r:.60}; pass a JSON object, as {{"enable_thinking": false}}')
+    return value
 
 
 def _talk(chat: kangaroo_jax.Chat, typed: bool) -> None:

@@ -64,7 +64,7 @@ def free_bytes() -> int:
 def _container_bytes() -> list[int]:
     """Return what a container (cgroup 2) leaves free; nothing where there is no limit."""
     try:
-        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used = ((CGROUP / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
         return [] if limit == "max" else [max(int(limit) - int(used), 0)]
     except (OSError, ValueError):
         return []

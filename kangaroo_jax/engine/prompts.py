@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,16 +15,44 @@ _EXPECTED = "a string, a list of token ids, a list of messages, or a list of sev
 _KINDS = ((str, "text"), (Mapping, "message"), (numbers.Integral, "token id"))
 
 
-def prompt_ids(params: Params, prompt: Any) -> tuple[list[list[int]], bool]:
+def prompt_ids(
+    params: Params,
+    prompt: Any,
+    chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[list[list[int]], bool]:
     """Return the ids of every prompt, checked against vocabulary and context, and whether a list of prompts was given.
+
+    Args:
+        params: from ``load``.
+        prompt: as for ``generate``.
+        chat_template: as for ``generate``.
+        chat_template_kwargs: as for ``generate``.
 
     Raises:
         ValueError: if it is nothing of this kind, empty, mixed, too long, or has ids beyond the vocabulary.
     """
+    prompts, many = _several(prompt)
+    chat = {"chat_template": chat_template, "chat_template_kwargs": chat_template_kwargs}
+    ids = [_one(params, f"prompt {index}" if many else "prompt", each, chat) for index, each in enumerate(prompts)]
+    if given := [name for name, value in chat.items() if value is not None and not any(map(_is_chat, prompts))]:
+        warnings.warn(f"{', '.join(given)} has no effect: pass messages to have them rendered", stacklevel=4)
+    bos = next((params.tokenizer.bos for each in prompts if isinstance(each, str)), [])
+    if bos and any(isinstance(each, str) and row[:2] == bos * 2 for each, row in zip(prompts, ids, strict=True)):
+        warnings.warn(
+            "a prompt begins with BOS twice: its text has one, and the tokenizer puts one in front; leave it out of "
+            "the text, or pass token ids",
+            stacklevel=4,
+        )
+    return ids, many
+
+
+def _several(prompt: Any) -> tuple[list[Any], bool]:
+    """Return the prompts that are given, and whether as a list of them; raise ValueError if it is neither."""
     prompt = plain(prompt)
     kind = _kind(prompt)
     if kind == "text":
-        return [_one(params, "prompt", prompt)], False
+        return [prompt], False
     if kind != "list":
         raise ValueError(f"prompt is {prompt!r:.60}; pass {_EXPECTED}")
     if not prompt:
@@ -37,9 +66,11 @@ def prompt_ids(params: Params, prompt: Any) -> tuple[list[list[int]], bool]:
         raise ValueError(f"prompt is {prompt!r:.60}; pass {_EXPECTED}")
     if len(kinds) > 1:
         raise ValueError(f"prompt mixes {' and '.join(map(str, kinds))} in one list; pass {_EXPECTED}")
-    if kinds[0] in ("token id", "message"):
-        return [_one(params, "prompt", prompt)], False
-    return [_one(params, f"prompt {index}", item) for index, item in enumerate(prompt)], True
+    return ([prompt], False) if kinds[0] in ("token id", "message") else (prompt, True)
+
+
+def _is_chat(prompt: Any) -> bool:
+    return not isinstance(prompt, str) and bool(prompt) and all(isinstance(item, Mapping) for item in prompt)
 
 
 def _kind(value: Any) -> str | None:
@@ -51,13 +82,13 @@ def _kind(value: Any) -> str | None:
     return "list" if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray) else None
 
 
-def _one(params: Params, label: str, prompt: Any) -> list[int]:
+def _one(params: Params, label: str, prompt: Any, chat: Mapping[str, Any]) -> list[int]:
     """Return the ids of one prompt."""
     config = params.config
     if isinstance(prompt, str):
         ids = params.tokenizer.encode(text(label, prompt))
-    elif prompt and all(isinstance(item, Mapping) for item in prompt):
-        ids = chat_ids(params.tokenizer, params.name, prompt)
+    elif _is_chat(prompt):
+        ids = chat_ids(params.tokenizer, params.name, prompt, **chat)
     else:
         ids = token_ids(label, prompt, config.vocab_size, "a string, a list of token ids, or a list of messages")
     if not ids:

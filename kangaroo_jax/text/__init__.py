@@ -1,6 +1,6 @@
 """Text on one side, token ids on the other. Nothing here knows the network."""
 
-from kangaroo_jax.text.chat_template import chat_ids, own_template
+from kangaroo_jax.text.chat_template import chat_ids, joined, own_template
 from kangaroo_jax.text.detokenizer import Detokenizer
 from kangaroo_jax.text.reader import Reader
 from kangaroo_jax.text.stop import StopScanner
@@ -14,6 +14,7 @@ __all__ = [
     "Tokenizer",
     "chat_ids",
     "find_tokenizer",
+    "joined",
     "load_tokenizer",
     "own_template",
 ]

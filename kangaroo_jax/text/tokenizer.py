@@ -1,15 +1,17 @@
-"""Tokenizers of Hugging Face directories: ``tokenizer.json``, or a Llama's ``tokenizer.model`` alone."""
+"""Text to token ids and back, by the checkpoint's own tokenizer."""
 
 from __future__ import annotations
 
-import json
-import logging
-import warnings
+import functools
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from kangaroo_jax.text.tokenizer_config import add_ends, add_tokens, named_tokens, strings, templates_by_name
+from kangaroo_jax.text.tokenizer_files import has_files, import_transformers, read_config, read_core
 
 _BYTE_TOKENS = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
@@ -22,55 +24,142 @@ class Tokenizer:
         byte_ids: ids of SentencePiece's byte-fallback pieces; empty for byte-level tokenizers. What such a piece
             decodes to depends on the bytes around it.
         chat_template: the checkpoint's own template of conversations (Jinja), or None.
+        named_templates: all of its templates by name, where they have names; the one above is "default".
     """
 
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-        self.special_ids = frozenset(i for i, token in backend.added_tokens_decoder.items() if token.special)
-        self.byte_ids = frozenset(i for token, i in backend.get_vocab().items() if token in _BYTE_TOKENS)
-        template = backend.chat_template
-        # Several templates have names; the others are for tools.
-        self.chat_template: str | None = template.get("default") if isinstance(template, dict) else template
+    def __init__(self, core: Any, config: Mapping[str, Any], vocab_size: int | None = None) -> None:
+        """Wrap a tokenizer.
+
+        Args:
+            core: a ``tokenizers.Tokenizer``; changed in place.
+            config: what ``tokenizer_config.json`` says.
+            vocab_size: of the model; ids from there on are refused. None: whatever comes.
+        """
+        self._core, self._vocab_size = core, vocab_size
+        core.no_truncation()  # Whoever allocates the cache refuses what is too long.
+        core.no_padding()
+        core.encode_special_tokens = bool(config.get("split_special_tokens"))
+        self._named = named_tokens(config)
+        self.special_ids = frozenset(add_tokens(core, config, self._named))
+        self._special = [core.id_to_token(i) for i in sorted(self.special_ids)]
+        self.byte_ids = frozenset(i for token, i in core.get_vocab().items() if token in _BYTE_TOKENS)
+        add_ends(core, config, self._named)
+        self.named_templates = templates_by_name(config.get("chat_template"))
+        self.chat_template = self.named_templates.get("default")
+
+    @classmethod
+    def from_contents(cls, tokenizer_json: str, config: Mapping[str, Any], vocab_size: int | None = None) -> Tokenizer:
+        """Make one of what ``tokenizer.json`` and ``tokenizer_config.json`` hold, wherever that comes from.
+
+        Args:
+            tokenizer_json: the text of ``tokenizer.json``; it encodes and decodes.
+            config: ``bos_token``, ``eos_token``, ``chat_template``, ``add_bos_token``, ``added_tokens_decoder``, ... as
+                in ``tokenizer_config.json``; what is missing is None.
+            vocab_size: of the model; ids from there on are refused. None: whatever comes.
+
+        Raises:
+            ValueError: if they cannot be read.
+        """
+        from tokenizers import Tokenizer as Core
+
+        try:
+            return cls(Core.from_str(tokenizer_json), config, vocab_size)
+        except Exception as error:  # The library raises bare Exception, ValueError, TypeError, ...
+            raise ValueError(f"the tokenizer cannot be read ({_reason(error)}); write it again") from error
+
+    @functools.cached_property
+    def bos(self) -> list[int]:
+        """The BOS token that ``encode`` puts in front of every text, or nothing, as a list."""
+        first = self._core.encode("").ids[:1]
+        bos, eos = ([self._core.token_to_id(self._named.get(name, ""))] for name in ("bos_token", "eos_token"))
+        return first if first == bos or (bos == [None] and first != eos) else []
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of ``text``, with BOS in front if the checkpoint's tokenizer puts one there."""
-        # verbose=False: text longer than model_max_length is refused, with its reason, by whoever allocates the cache.
-        return list(self._backend(text, verbose=False)["input_ids"])
+        """Return the ids of ``text``, with BOS in front if the checkpoint's tokenizer puts one there.
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]], chat_template: str) -> list[int]:
-        """Return the ids of a conversation with the start of the assistant's reply, as transformers renders it.
+        Raises:
+            ValueError: if an id is beyond the model's vocabulary.
+        """
+        return self._checked(self._core.encode(text).ids)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        chat_template: str,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> list[int]:
+        """Return the ids of a conversation, as transformers renders it.
 
         One thing differs: BOS is in front if ``encode`` puts one there, also where the template leaves it out.
 
         Special tokens in the template are tokens; those in the messages (``"</s>"``) are plain text, with
-        transformers 5.20 or newer; older ones still make them tokens.
+        transformers 5.20 or newer; older ones still make them tokens. Added tokens that are text as well, such as
+        ``"<think>"``, are tokens wherever they stand.
 
         Args:
             messages: ``{"role", "content"}`` each.
             chat_template: Jinja.
+            variables: what else the template reads; ``tools`` and ``documents`` as transformers takes them.
+            add_generation_prompt: end with the start of the assistant's reply.
+            continue_final_message: end within the last message, without what the template puts after it.
 
         Raises:
-            ValueError: if the template is wrong or refuses the messages.
+            ValueError: if the template is wrong or refuses the messages, or an id is beyond the model's vocabulary.
         """
-        conversation = [dict(message) for message in messages]
-        options: dict[str, Any] = {"return_dict": False, "tokenizer_kwargs": {"verbose": False}}  # As in encode().
-        tokens = [] if self._backend.split_special_tokens else list(self._backend.added_tokens_encoder)
-        if any(token in message["content"] for message in conversation for token in tokens):
+        variables = dict(variables or {})
+        # Names of what is said here, and of what transformers does with the text.
+        taken = {*inspect.signature(self._backend.apply_chat_template).parameters, "messages"} - {"tools", "documents"}
+        if wrong := sorted(taken & {*variables}):
+            raise ValueError(f"chat_template_kwargs has {wrong[0]!r}, which is no variable of templates; leave it out")
+        special = self._special
+        options = {name: token for name, token in self._named.items() if token not in special} | variables
+        plain = self._core.encode_special_tokens
+        if not plain and any(token in text for text in strings([messages, variables]) for token in special):
             # Only where it is needed: it cuts the text at these tokens, and drops two private characters.
             options["sanitize_control_tokens"] = True
         try:
             ids = self._backend.apply_chat_template(
-                conversation, chat_template=chat_template, add_generation_prompt=True, **options
+                # Older versions print a None.
+                [{name: value for name, value in message.items() if value is not None} for message in messages],
+                chat_template=chat_template,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                return_dict=False,
+                tokenizer_kwargs={"verbose": False},  # What is too long is refused by whoever allocates the cache.
+                **options,
             )
         except Exception as error:  # A template is a program of its own: it may raise anything.
             raise ValueError(f"the chat template fails ({_reason(error)}); change messages or chat_template") from error
-        bos = [self._backend.bos_token_id]
-        return bos + ids if self.encode("")[:1] == bos != ids[:1] else ids
+        return self._checked(ids if ids[:1] == self.bos else self.bos + ids)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of ``ids`` without special tokens; bytes that are not UTF-8 become U+FFFD."""
-        plain = [int(i) for i in ids]  # numpy and JAX scalars are no ints to the backend.
-        return self._backend.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        plain = [int(i) for i in ids]  # numpy and JAX scalars are no ints to the library.
+        return self._core.decode([i for i in plain if i not in self.special_ids], skip_special_tokens=False)
+
+    @functools.cached_property
+    def _backend(self) -> Any:
+        """What renders conversations, of transformers."""
+        return import_transformers().PreTrainedTokenizerFast(
+            tokenizer_object=self._core,  # It takes a copy, with settings of its own.
+            split_special_tokens=self._core.encode_special_tokens,
+            chat_control_tokens=self._special,
+            **{name: token for name, token in self._named.items() if token in self._special},  # Others it would add.
+        )
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        """Return ids; raise ValueError if the model has no embedding for one: XLA would take another's."""
+        size = self._vocab_size
+        if size is not None and (beyond := [i for i in ids if i >= size]):
+            token = self._core.id_to_token(beyond[0])
+            raise ValueError(
+                f"{token!r:.60} has token id {beyond[0]}, and ids of this model go from 0 to {size - 1}; leave it out "
+                "of text and chat template, or use the model's own tokenizer"
+            )
+        return ids
 
 
 class NoTokenizer(Tokenizer):
@@ -79,13 +168,13 @@ class NoTokenizer(Tokenizer):
     def __init__(self, directory: Path | str) -> None:
         self._directory = directory
         self.special_ids = self.byte_ids = frozenset()
-        self.chat_template = None
+        self.chat_template, self.named_templates = None, {}
 
     def encode(self, text: str) -> list[int]:
         """Raise ValueError: there is nothing to encode with."""
         raise ValueError(f"{_lacking(self._directory)}, or pass token ids")
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]], chat_template: str) -> list[int]:
+    def encode_chat(self, *args: Any, **options: Any) -> list[int]:
         """Raise ValueError, as ``encode``."""
         return self.encode("")
 
@@ -94,21 +183,30 @@ class NoTokenizer(Tokenizer):
         return ""
 
 
-def find_tokenizer(directory: Path | str) -> Tokenizer:
+def find_tokenizer(directory: Path | str, vocab_size: int | None = None) -> Tokenizer:
     """Load the tokenizer of a checkpoint directory; without tokenizer files, return a ``NoTokenizer``.
+
+    Args:
+        directory: as for ``load_tokenizer``.
+        vocab_size: as for ``load_tokenizer``.
 
     Raises:
         ValueError: if the files cannot be read.
     """
     directory = Path(directory)
-    return load_tokenizer(directory) if _has_files(directory) else NoTokenizer(directory)
+    return load_tokenizer(directory, vocab_size) if has_files(directory) else NoTokenizer(directory)
 
 
-def load_tokenizer(directory: Path | str) -> Tokenizer:
+def load_tokenizer(directory: Path | str, vocab_size: int | None = None) -> Tokenizer:
     """Load the tokenizer of a checkpoint directory; nothing is downloaded.
 
+    ``tokenizer.json`` itself encodes and decodes, whatever class ``tokenizer_config.json`` names. Without it, a lone
+    ``tokenizer.model`` is read as SentencePiece reads it, and ``vocab.json`` with ``merges.txt`` as GPT-2's or Qwen2's.
+
     Args:
-        directory: holds ``tokenizer.json`` or ``tokenizer.model``, and ``tokenizer_config.json`` where there is one.
+        directory: holds these files, and ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``,
+            ``chat_template.jinja``, ``additional_chat_templates/`` and ``chat_template.json`` where there are such.
+        vocab_size: of the model; ids from there on are refused. None: whatever comes.
 
     Raises:
         ValueError: if the directory or its tokenizer files are missing, or cannot be read.
@@ -116,79 +214,22 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"no directory {directory} to load a tokenizer from; pass the folder of a checkpoint")
-    if not _has_files(directory):
+    if not has_files(directory):
         raise ValueError(_lacking(directory))
     try:
-        return Tokenizer(_load_backend(directory))
-    except Exception as error:  # The backend raises bare Exception, ValueError, KeyError, ... for a broken file.
+        config = read_config(directory)
+        return Tokenizer(read_core(directory, config), config, vocab_size)
+    except Exception as error:  # The libraries raise bare Exception, ValueError, KeyError, ... for a broken file.
         raise ValueError(
             f"the tokenizer files in {directory} cannot be read ({_reason(error)}); copy them again"
         ) from error
 
 
-def _has_files(directory: Path) -> bool:
-    return any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-
-
 def _lacking(directory: Path | str) -> str:
+    """Return what to say of a directory without tokenizer files."""
     return f"{directory} has neither tokenizer.json nor tokenizer.model; copy the checkpoint's tokenizer files there"
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of what an error says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _load_backend(directory: Path) -> Any:
-    """Let transformers read the directory; imported here, because the import alone takes seconds."""
-    # Its advice to install torch does not concern us: only its tokenizers are used.
-    logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.getMessage())
-    with warnings.catch_warnings():
-        # In a notebook without ipywidgets it complains of a progress bar that nothing here shows.
-        warnings.filterwarnings("ignore", message="IProgress not found")
-        import transformers
-
-    config_file = directory / "tokenizer_config.json"
-    config = json.loads(config_file.read_text()) if config_file.is_file() else {}
-    is_llama = config.get("tokenizer_class", "LlamaTokenizer") in ("LlamaTokenizer", "LlamaTokenizerFast")
-    if (directory / "tokenizer.json").is_file() or not is_llama:
-        return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    # Left to guess what a tokenizer.model is for, transformers drops BOS.
-    unsaid = {} if "add_bos_token" in config else {"add_bos_token": True}
-    backend = transformers.LlamaTokenizer.from_pretrained(directory, local_files_only=True, **unsaid)
-    _as_sentencepiece(backend.backend_tokenizer, directory / "tokenizer.model", config.get("legacy") is not False)
-    return backend
-
-
-def _as_sentencepiece(backend: Any, model_file: Path, legacy: bool) -> None:
-    """Make a Llama tokenizer split text as SentencePiece does.
-
-    transformers merges pieces in the order of their ids; SentencePiece goes by scores, and Llama's runs of spaces have
-    low ids and the lowest scores::
-
-        "I  enjoyed"    SentencePiece "▁I" "▁" "▁enjoyed"    by ids "▁I" "▁▁" "en" "jo" "yed"
-
-    Args:
-        backend: of the ``tokenizers`` library; changed in place.
-        model_file: ``tokenizer.model``.
-        legacy: whether a space goes before every piece of text, also after a special token and before another space,
-            as Llama 1 and Vicuna learnt it; transformers' name for it.
-    """
-    import sentencepiece
-    from tokenizers import models, normalizers
-
-    model = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
-    vocab = {model.id_to_piece(i): i for i in range(model.get_piece_size())}
-    scores = {
-        piece: model.get_score(i)
-        for piece, i in vocab.items()
-        if not (model.is_byte(i) or model.is_control(i) or model.is_unknown(i) or model.is_unused(i))
-    }
-    pairs = [(piece[:cut], piece[cut:]) for piece in scores for cut in range(1, len(piece))]
-    merges = [pair for pair in pairs if pair[0] in scores and pair[1] in scores]
-    # Of equal scores SentencePiece takes the leftmost: a run of spaces grows from the left, so the longer come first.
-    merges.sort(key=lambda pair: (scores["".join(pair)], len(pair[0])), reverse=True)
-    backend.model = models.BPE(vocab=vocab, merges=merges, fuse_unk=True, byte_fallback=True)
-    if legacy:
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-        backend.pre_tokenizer = None
+    """Return the first line of what an error says, shortened."""
+    return f"{(str(error).strip() or type(error).__name__).splitlines()[0]:.200}"

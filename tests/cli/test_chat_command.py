@@ -207,6 +207,14 @@ def test_a_model_without_a_template_needs_a_file(
     assert talk("Hello", argv=("--chat-template", str(template)), model=str(model))[:2] == talk("Hello")[:2]
 
 
+def test_variables_for_the_template(talk: Any, answers: Any, tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0].content }}{% if loud %}!{% endif %}")
+    argv = ("--chat-template", str(template), "--chat-template-kwargs", '{"loud": true}')
+    expected = answers("Hello", chat_template="{{ messages[0].content }}!")
+    assert talk("Hello", argv=argv)[1] == as_lines(expected)
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -217,6 +225,8 @@ def test_a_model_without_a_template_needs_a_file(
         (["--gamma", "0"], ("gamma is 0",)),
         (["--chat-template", "nowhere.jinja"], ("nowhere.jinja cannot be read", "No such file")),
         (["--chat-template", __file__ + "c"], ("cannot be read",)),
+        (["--chat-template-kwargs", "{"], ("--chat-template-kwargs is '{'", "pass a JSON object")),
+        (["--chat-template-kwargs", "[3]"], ("--chat-template-kwargs is '[3]'", "pass a JSON object")),
     ],
 )
 def test_bad_options_are_one_line_and_exit_status_2(refused: Any, argv: list[str], words: tuple[str, ...]) -> None:

@@ -12,6 +12,8 @@ import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Core
 
 from kangaroo_jax.text import Tokenizer, chat_ids, load_tokenizer
 from kangaroo_jax.text.chat_template import VICUNA_TEMPLATE
@@ -34,6 +36,10 @@ def assistant(content: str) -> dict[str, str]:
 
 def system(content: str) -> dict[str, str]:
     return {"role": "system", "content": content}
+
+
+def parts(*texts: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "text", "text": text} for text in texts]}
 
 
 TURNS = [user("What jumps?"), assistant("A kangaroo."), user("é?")]
@@ -168,19 +174,148 @@ def test_vicunas_turns_go_on_where_the_reply_ended(byte_level: Tokenizer, messag
         (["hop"], r"messages\[0\] is 'hop'; pass objects like"),
         ([*TURNS, 3], r"messages\[3\] is 3; pass objects like"),
         ([{"content": "hop"}], r"messages\[0\] is \{'content': 'hop'\} without a role; pass objects like"),
-        ([{"role": "bot", "content": "hop"}], r"messages\[0\] has role 'bot'; choose one of system, user, assistant"),
-        ([{"role": ["user"], "content": "hop"}], r"messages\[0\] has role \['user'\]; choose one of"),
+        ([{"role": ["user"], "content": "hop"}], r"messages\[0\] has role \['user'\]; pass 'user', 'assistant'"),
+        ([{"role": "", "content": "hop"}], r"messages\[0\] has role ''; pass 'user', 'assistant'"),
+        ([{"role": "user", "content": 3}], r"messages\[0\] content is 3; pass a string, or a list of"),
+        ([{"role": "user", "content": {"text": "hop"}}], r"messages\[0\] content is \{'text': 'hop'\}; pass a string"),
+        ([{"role": "user", "content": ["hop"]}], r"messages\[0\] content has the part 'hop'; pass objects like"),
+        (
+            [{"role": "user", "content": [{"text": "hop"}]}],
+            r"messages\[0\] content has the part \{'text'",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "text"}]}],
+            r"messages\[0\] content has the part \{'type'",
+        ),
+        ([parts("a\udc00")], r"messages\[0\] content has '\\udc00', half of a surrogate pair"),
         ([{"role": "user"}], r"messages\[0\] content is None; pass a string"),
         ([*TURNS[:2], {"role": "user", "content": b"a"}], r"messages\[2\] content is b'a'; pass a string"),
         ([user("a\ud800")], r"messages\[0\] content has '\\ud800', half of a surrogate pair"),
-        ([assistant("hop")], r"messages\[0\] has role 'assistant' where 'user' is due"),
-        ([user("a"), user("b")], r"messages\[1\] has role 'user' where 'assistant' is due"),
-        ([*TURNS, system("late")], r"messages\[3\] has role 'system'; only the first message may have it"),
-        (TURNS[:2], r"messages\[1\], the last, has role 'assistant'; end with the user's"),
-        ([system("hop")], r"messages\[0\], the last, has role 'system'; end with the user's"),
     ],
 )
 def test_what_is_no_conversation(byte_level: Tokenizer, messages: Any, reason: str) -> None:
     with pytest.raises(ValueError, match=f"^{reason}") as caught:
         chat_ids(byte_level, "joey", messages)
     assert "\n" not in str(caught.value)
+
+
+# As ChatML has it, with Qwen 3's switch; the template of parts as Llama 3.2 and others have it.
+CHATML = (
+    "{%- for message in messages %}<{{ message.role }}>{{ message.content }}</s>{% endfor %}"
+    "{%- if add_generation_prompt %}<assistant>{% if enable_thinking is false %}<think></think>{% endif %}{% endif %}"
+)
+OF_PARTS = (
+    "{%- for message in messages %}{% if message.content is string %}{{ message.content }}{% else %}"
+    "{%- for part in message['content'] %}[{{ part.text or part.type }}]{% endfor %}{% endif %}{% endfor %}"
+)
+
+
+def rendered(tokenizer: Tokenizer, messages: list[dict[str, Any]], template: str, **variables: Any) -> str:
+    return tokenizer.decode(chat_ids(tokenizer, "any", messages, template, variables or None))
+
+
+def test_roles_are_the_templates_affair(byte_level: Tokenizer) -> None:
+    messages = [user("a"), user("b"), {"role": "tool", "content": "c"}, {"role": "developer", "content": "d"}]
+    whole = "<user>a</s><user>b</s><tool>c</s><developer>d</s><assistant>"
+    assert rendered(byte_level, messages, CHATML) == whole
+    for wrong in (messages[2], system("late")):
+        with pytest.raises(ValueError, match=r"^the chat template fails \(Vicuna knows a system message first"):
+            rendered(byte_level, [user("a"), wrong], VICUNA_TEMPLATE)
+
+
+def test_fields_that_the_template_reads(byte_level: Tokenizer) -> None:
+    called = {"role": "assistant", "tool_calls": [{"name": "hop"}], "content": None}
+    template = "{% for m in messages %}{{ m.content }}{{ m.tool_calls[0].name if m.tool_calls }};{% endfor %}"
+    assert rendered(byte_level, [user("a"), called, user("b")], template) == "a;hop;b;"
+    without = {name: value for name, value in called.items() if name != "content"}
+    assert rendered(byte_level, [user("a"), without, user("b")], template) == "a;hop;b;"
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (CHATML, "<user>a\nb</s><assistant>"),
+        (OF_PARTS, "[a][b]"),
+        ("{{ messages[0].content | map(attribute='text') | join('+') }}", "a+b"),
+        ("{{ messages[0]['content'][1].text }}", "b"),
+        ("{% if messages[0].content is string %}{{ messages[0].content }}{% endif %}", "a\nb"),  # Qwen 3.
+    ],
+)
+def test_content_in_parts(byte_level: Tokenizer, template: str, text: str) -> None:
+    assert rendered(byte_level, [parts("a", "b")], template) == text
+
+
+def test_parts_that_are_no_text(byte_level: Tokenizer) -> None:
+    picture = [{"role": "user", "content": [{"type": "image", "url": "x"}, {"type": "text", "text": "a"}]}]
+    assert rendered(byte_level, picture, OF_PARTS) == "[image][a]"
+    with pytest.raises(ValueError, match=r"content has a part of type 'image'; the chat template takes text$"):
+        rendered(byte_level, picture, CHATML)
+
+
+@pytest.mark.parametrize(
+    ("template", "reply", "text"),
+    [
+        (CHATML, "Sure, ", "<user>a</s><assistant>Sure, "),
+        (CHATML, "", "<user>a</s><assistant>"),
+        (VICUNA_TEMPLATE, "Sure,", f"{SYSTEM} USER: a ASSISTANT: Sure,"),
+        (CHATML.replace("message.content", "message.content | trim"), "Sure, ", "<user>a</s><assistant>Sure,"),
+    ],
+)
+def test_the_assistants_last_message_is_continued(byte_level: Tokenizer, template: str, reply: str, text: str) -> None:
+    assert rendered(byte_level, [user("a"), assistant(reply)], template) == text
+
+
+def test_parts_of_the_last_message_are_continued(byte_level: Tokenizer) -> None:
+    last = {"role": "assistant", "content": [{"type": "text", "text": "Sure"}]}
+    assert rendered(byte_level, [user("a"), last], OF_PARTS) == "a[Sure"
+    assert rendered(byte_level, [user("a"), last], CHATML) == "<user>a</s><assistant>Sure"
+
+
+def test_a_last_message_that_the_template_leaves_out(byte_level: Tokenizer) -> None:
+    with pytest.raises(ValueError, match=r"^the chat template fails \(continue_final_message") as caught:
+        rendered(byte_level, [user("a"), assistant("Sure")], "{{ messages[0].content }}")
+    assert "\n" not in str(caught.value)
+
+
+def test_variables_for_the_template(byte_level: Tokenizer, recwarn: pytest.WarningsRecorder) -> None:
+    assert rendered(byte_level, [user("a")], CHATML) == "<user>a</s><assistant>"
+    assert rendered(byte_level, [user("a")], CHATML, enable_thinking=True) == "<user>a</s><assistant>"
+    off = "<user>a</s><assistant><think></think>"
+    assert rendered(byte_level, [user("a")], CHATML, enable_thinking=False) == off
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"^the chat template does not read enable_thinkng of chat_template_kwargs$"):
+        rendered(byte_level, [user("a")], CHATML, enable_thinkng=False)
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ("x", "chat_template_kwargs is 'x'; pass an object like"),
+        ({3: 4}, r"chat_template_kwargs is \{3: 4\}; pass an object like"),
+        ({"a": ["\ud800"]}, r"chat_template_kwargs has '\\ud800'"),
+        ({"messages": []}, "chat_template_kwargs has 'messages', which is no variable of templates; leave it out"),
+        ({"tokenize": False}, "chat_template_kwargs has 'tokenize', which is no variable"),
+        ({"add_generation_prompt": False}, "chat_template_kwargs has 'add_generation_prompt', which is no variable"),
+    ],
+)
+def test_what_are_no_variables(byte_level: Tokenizer, variables: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^{reason}"):
+        chat_ids(byte_level, "any", [user("a")], CHATML, variables)
+
+
+def test_special_tokens_in_variables_are_plain_text_and_other_added_ones_tokens(llama: Tokenizer) -> None:
+    ids = chat_ids(llama, "any", [user("a")], "{{ note }}</s>", {"note": "x</s>"})
+    assert ids.count(2) == 1 and llama.decode(ids) == "x</s>"
+
+
+def test_thoughts_stay_the_tokens_that_the_model_writes() -> None:
+    core = Core(
+        models.BPE({**{c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, "<think>": 256}, [])
+    )
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    core.add_tokens([AddedToken("<think>", special=False)])
+    core.add_special_tokens(["<end>"])
+    tokenizer = Tokenizer.from_contents(core.to_str(), {"eos_token": "<end>"})
+    messages = [user("<end>"), assistant("<think>hm<end>"), user("and?")]
+    ids = chat_ids(tokenizer, "any", messages, "{% for m in messages %}{{ m.content }}<end>{% endfor %}<think>")
+    assert (ids.count(256), ids.count(257)) == (2, 3)

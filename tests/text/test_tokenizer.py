@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +75,52 @@ def test_what_tokenizer_config_says_counts(sentencepiece_model: Path, tmp_path: 
     end = ids.index(2)
     assert ids[:end] == reference.encode("the")
     assert not reference.id_to_piece(ids[end + 1]).startswith("\u2581")
+
+
+def write_pieces(directory: Path, **options: Any) -> sentencepiece.SentencePieceProcessor:
+    """Train a ``tokenizer.model`` as Llama's is, but for the options; return what reads it."""
+    kind = {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity"}
+    kind |= {"remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True, "vocab_size": 400}
+    made = io.BytesIO()
+    lines = Path(shutil.__file__).read_text(encoding="utf-8").splitlines()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=made, hard_vocab_limit=False, minloglevel=2, **kind | options
+    )
+    (directory / "tokenizer.model").write_bytes(made.getvalue())
+    return sentencepiece.SentencePieceProcessor(model_proto=made.getvalue())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"byte_fallback": False},
+        {"add_dummy_prefix": False},
+        {"split_digits": True},
+        {"control_symbols": ["[INST]"]},
+        {"user_defined_symbols": ["<sep>", "[X]"]},
+        {"user_defined_symbols": ["<sep>", "[X]"], "add_dummy_prefix": False},
+    ],
+    ids=str,
+)
+def test_models_of_other_settings(options: dict[str, Any], tmp_path: Path) -> None:
+    reference = write_pieces(tmp_path, **options)
+    tokenizer = load_tokenizer(tmp_path)
+    for text in ["def f(x):\n    return os.path", " a<sep>b [X]<sep>>  12 ", "é 漢\t🦘", "[X]", "  ", ""]:
+        assert tokenizer.encode(text) == [1, *reference.encode(text)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"model_type": "unigram"}, {"normalization_rule_name": "nmt_nfkc"}, {"remove_extra_whitespaces": True}],
+    ids=str,
+)
+def test_a_model_that_would_be_read_otherwise_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
+    write_pieces(tmp_path, **options)
+    with pytest.raises(
+        ValueError, match=r"tokenizer\.model is no BPE that takes text as it is: tokenizer\.json is needed"
+    ):
+        load_tokenizer(tmp_path)
 
 
 def test_special_and_byte_ids(llama_directory: Path) -> None:
