@@ -18,7 +18,7 @@
 #define ISA avx512
 #define LANES 16
 #define ROW_TILE 12
-#define MIX 5
+#define MIX 4
 #define AHEAD 64
 #include "compute.inc"
 #if defined(__clang__)

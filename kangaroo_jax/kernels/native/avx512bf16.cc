@@ -27,7 +27,7 @@ void from_bf16(const uint16_t* x, int64_t count, float* y);
 #define DOTS
 #define LANES 16
 #define ROW_TILE 12
-#define MIX 5
+#define MIX 4
 #define AHEAD 64
 #include "compute.inc"
 #if defined(__clang__)

@@ -142,9 +142,13 @@ void clear_others(const Rows& rows, int64_t all, int64_t row_bytes, void* data) 
 
 void run_product(Team& team, const Product& product) {
   const int64_t blocks = product.matrix.blocks, chunk = blocks >= 32 ? 2 : 1;
+  // A run of blocks for each thread: what a processor fetches ahead is then the thread's own next block. The runs'
+  // chunks come in turn, so that who is done first takes over from the others.
+  const int64_t runs = team.size(), run = ceil_div(blocks, runs);
   const Isa& isa = best_isa();
-  team.run(ceil_div(blocks, chunk), [&](int64_t index) {
-    isa.product(product, index * chunk, std::min((index + 1) * chunk, blocks));
+  team.run(runs * ceil_div(run, chunk), [&](int64_t index) {
+    const int64_t first = index % runs * run, begin = first + index / runs * chunk;
+    isa.product(product, begin, std::min({begin + chunk, first + run, blocks}));
   });
 }
 
