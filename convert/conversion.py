@@ -15,6 +15,7 @@ from convert.check import Report
 from convert.outline import outline
 from convert.sources import TEXT_FILES
 from kangaroo_jax.files import check_vacant, partial_of, resumable_directory, write_json
+from kangaroo_jax.gguf import is_gguf
 from kangaroo_jax.store import (
     FORMAT,
     Leaf,
@@ -25,6 +26,7 @@ from kangaroo_jax.store import (
     read_config,
     weight_files,
 )
+from kangaroo_jax.text import gguf_tokenizer_files
 
 _PARTS = "parts"
 
@@ -40,9 +42,9 @@ def convert(
     """Convert a local checkpoint, some tensors at a time; interrupted or killed, the next call goes on.
 
     Args:
-        source: directory in Hugging Face's layout.
+        source: directory in Hugging Face's layout, or a GGUF file.
         out: the directory to make.
-        dtype: of the params; None keeps the source's.
+        dtype: of the params; None keeps the source's, which of quantised weights is float32.
         force: whether a converted directory at ``out`` is replaced.
         verify: takes the directory that will be ``out`` and the source; after a bad report nothing is written.
 
@@ -55,6 +57,7 @@ def convert(
     """
     _check_destination(source, out, force)
     config, leaves = open_hf(source, dtype)
+    texts = gguf_tokenizer_files(source) if is_gguf(source) else {}
     _check_room(leaves, out)
     with resumable_directory(out, _work(source, leaves), replace=force) as staged:
         if not (staged / "params").is_dir():
@@ -64,6 +67,8 @@ def convert(
         for file in (file for pattern in TEXT_FILES for file in source.glob(pattern)):
             (staged / file.relative_to(source)).parent.mkdir(exist_ok=True)
             shutil.copyfile(file, staged / file.relative_to(source))
+        for name, text in texts.items():
+            (staged / name).write_text(text, encoding="utf-8")
         if (source / "adapter").is_dir():
             shutil.copytree(source / "adapter", staged / "adapter", dirs_exist_ok=True)
         if verify is not None:

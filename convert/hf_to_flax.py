@@ -1,10 +1,11 @@
-"""Convert a Hugging Face checkpoint of the Llama family to the Orbax checkpoint that kangaroo_jax.load reads fastest.
+"""Convert a checkpoint of the Llama family to the Orbax checkpoint that kangaroo_jax.load reads fastest.
 
     python -m convert.hf_to_flax SOURCE [--out DIR] [--dtype bfloat16] [--revision main] [--dry-run] [--check]
 
-The result is a directory with ``params/`` (Orbax), ``config.json``, the tokenizer's files and, when the source has one,
-its ``adapter/``. It appears under its name only when it is complete; until then it grows in a hidden folder beside it,
-where the same command goes on after Ctrl-C, a kill or a full disk. Memory is needed for a few tensors only.
+SOURCE is a Hugging Face directory, a hub id or a GGUF file. The result is a directory with ``params/`` (Orbax),
+``config.json``, the tokenizer's files and, when the source has one, its ``adapter/``. It appears under its name only
+when it is complete; until then it grows in a hidden folder beside it, where the same command goes on after Ctrl-C, a
+kill or a full disk. Memory is needed for a few tensors only.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from convert.check import check, check_reference
 from convert.conversion import convert, dry_run
 from convert.sources import locate
 from kangaroo_jax.files import check_vacant
+from kangaroo_jax.gguf import whole_name
 from kangaroo_jax.store import ALIASES, DTYPES, EMBEDDED, converted, expand, find_adapter
 from workshop.command import exit_status
 
@@ -33,13 +35,17 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's options."""
     parser = argparse.ArgumentParser(
         prog="python -m convert.hf_to_flax",
-        description="Convert a Hugging Face checkpoint to the format kangaroo_jax.load reads fastest.",
+        description="Convert a checkpoint to the format kangaroo_jax.load reads fastest.",
     )
     known = ", ".join((*EMBEDDED, *(f"{alias} = {hub_id}" for alias, hub_id in ALIASES.items())))
     add = parser.add_argument
-    add("source", metavar="SOURCE", help=f"a local directory, a hub id (OWNER/NAME), or one of: {known}")
+    add("source", metavar="SOURCE", help=f"a directory, a GGUF file, a hub id (OWNER/NAME), or one of: {known}")
     add("--out", type=Path, help="directory to write (default: SOURCE's name in $KANGAROO_HOME, ~/.cache/kangaroo_jax)")
-    add("--dtype", choices=tuple(DTYPES), help="dtype of the result (default: the source's)")
+    add(
+        "--dtype",
+        choices=tuple(DTYPES),
+        help="dtype of the result (default: the source's; of quantised weights float32, which holds their values)",
+    )
     add("--revision", help="branch, tag or commit of a hub id (default: its main branch)")
     add("--dry-run", action="store_true", help="print mapping and sizes, after all checks; write nothing")
     add(
@@ -87,7 +93,9 @@ def _run(args: argparse.Namespace, out: Path) -> None:
 def _destination(source: str) -> Path:
     """Return the default destination; a directory's real name counts, so that ``.`` has one."""
     path = expand(source)
-    return converted(path.resolve().name if path.is_dir() and source not in EMBEDDED else source)
+    if source in EMBEDDED or not path.exists():
+        return converted(source)
+    return converted(path.resolve().name if path.is_dir() else whole_name(path))
 
 
 def _table(written: dict[str, Any]) -> str:

@@ -25,11 +25,12 @@ class Row:
     Attributes:
         name: the tensor's name, with the layers' numbers as ``0-31``.
         shape: as stored.
-        dtype: as stored.
+        dtype: as stored, by name.
         path: the leaf of the params, in the same notation.
         columns: which of the leaf's columns the tensor fills, or None for all.
         transposed: whether the leaf holds it transposed.
         result: its dtype in the params.
+        nbytes: what the tensor takes in the source.
         count: number of tensors.
     """
 
@@ -40,6 +41,7 @@ class Row:
     columns: Columns | None
     transposed: bool
     result: str
+    nbytes: int
     count: int = 1
 
     @property
@@ -50,7 +52,7 @@ class Row:
     @property
     def bytes_read(self) -> int:
         """Bytes that all of them take in the source."""
-        return self.parameters * np.dtype(DTYPES[self.dtype]).itemsize
+        return self.count * self.nbytes
 
     @property
     def bytes_written(self) -> int:
@@ -85,19 +87,21 @@ def rows(config: LlamaConfig, tensors: Sequence[StoredTensor], dtype: Any = None
     """
     found = {entry.name: (entry, tensor) for entry, tensor in matched(config, [(item.name, item) for item in tensors])}
     result = as_dtype(dtype) or common_dtype(tensor.dtype for _, tensor in found.values())
+    stored = {tensor.name: tensor for tensor in tensors}
     # Of all layers the first rule, then of all the second: by layer reads better.
     ordered = sorted((found[name] for name in entries(config)), key=lambda pair: _depth(pair[0], config))
     return [
         Row(
             name=entry.name,
             shape=entry.shape,
-            dtype=np.dtype(tensor.dtype).name,
+            dtype=stored[entry.name].kind,
             path=entry.path,
             columns=entry.columns if entry.columns[:2] != (0, entry.leaf_shape[-1]) else None,
             transposed=entry.transpose,
             result=result.name,
+            nbytes=stored[entry.name].nbytes,
         )
-        for entry, tensor in ordered
+        for entry, _ in ordered
     ]
 
 

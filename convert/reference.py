@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 
 from kangaroo_jax.files import first_line
+from kangaroo_jax.gguf import is_gguf
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import DTYPES
 
@@ -113,8 +114,9 @@ def transformers_logits(
     import transformers  # Not at the top: it is slow to import, and only this needs it.
 
     load: Any = transformers.AutoModelForCausalLM.from_pretrained
+    place, file = (source.parent, {"gguf_file": source.name}) if is_gguf(source) else (source, {})
     try:
-        model = load(source, dtype=dtype, attn_implementation="eager", local_files_only=True)
+        model = load(place, dtype=dtype, attn_implementation="eager", local_files_only=True, **file)
     except Exception as error:  # Those of transformers, torch and safetensors have no common base.
         raise ValueError(
             f"{source}: transformers could not load it ({type(error).__name__}: {first_line(error)}); either repair "

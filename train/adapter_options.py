@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's options."""
     parser = argparse.ArgumentParser(prog="python -m train.adapter", description=_SUMMARY, epilog=_DETAILS)
     add = parser.add_argument
-    add("--model", required=True, help="target: joey, an alias, or a Hugging Face or converted directory")
+    add("--model", required=True, help="target: joey, an alias, a Hugging Face or converted directory, or a GGUF file")
     data = "folders (.py .txt .md .jsonl .parquet), files (.json, too) or hub ids OWNER/NAME[:SPLIT]; tables have text"
     add("--data", nargs="+", metavar="PATH", help=f"{data} or conversations (default: for joey, the standard library)")
     add("--data-rows", type=int, metavar="N", help="read no more rows of each table (default: all)")
@@ -34,7 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     show = "print N rows with the tokens marked whose predictions count, and train nothing"
     add("--show-mask", type=int, default=0, metavar="N", help=f"{show} (default: %(default)s)")
     out = "folder of the adapter, or of one folder for each of several"
-    add("--out", type=Path, help=f"{out} (default: adapter or adapters in the model's folder; in runs for joey)")
+    where = "adapter or adapters in the model's folder; for joey and files in runs"
+    add("--out", type=Path, help=f"{out} (default: {where})")
     add("--init-adapter", type=Path, metavar="DIR", help="start from this adapter (default: random)")
     add("--dtype", choices=("float32", "bfloat16"), help="of the target (default: float32 on a CPU, else bfloat16)")
     layer = "target layers the draft model shares; several, as in 1,2,3, train an adapter each in one run"

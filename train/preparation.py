@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from kangaroo_jax.gguf import whole_name
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, init_adapter
 from kangaroo_jax.store import (
     ADAPTER_CONFIG,
@@ -29,7 +30,7 @@ from train.data import Data, load_data, text_data
 from train.recipe import drafts_of, scheduled, settled
 from train.run_log import require_libraries
 from train.step import one_copy, target_mesh
-from train.workspace import run_settings, workspace_of
+from train.workspace import run_settings, source_name, workspace_of
 from workshop.held_out import split_sources, standard_library
 from workshop.places import check_folder
 
@@ -80,9 +81,7 @@ def prepare(args: argparse.Namespace) -> Run:
     source = resolve(args.model)
     args = settle(args, read_config(source))
     drafts = drafts_of(args)
-    parent = Path("runs") if args.model in EMBEDDED else source
-    name = f"{args.model}-adapter" if args.model in EMBEDDED else "adapter"
-    out = args.out or parent / (name if len(drafts) == 1 else f"{name}s")  # "adapter" is one that ``load`` finds.
+    out = args.out or _default_out(args.model, source, len(drafts))
     check_vacant(out, drafts)
     check_data(args)
     mesh = target_mesh(args.shard_target) if args.shard_target > 1 else None
@@ -100,10 +99,20 @@ def prepare(args: argparse.Namespace) -> Run:
     data = read_data(args, config, tokenizer)
     settings = run_settings(args, config, own) | {"training_tokens": data.tokens.all, "text": data.digest}
     args = scheduled(args, data)
-    name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model  # Paths are of one machine.
+    name = source_name(args.model)  # Paths are of one machine.
     run = Run(name, config, target, mesh, tokenizer, drafts, adapters, data, out, args, settings)
     check_folder(run.workspace)
     return run
+
+
+def _default_out(model: str, source: Path, count: int) -> Path:
+    """Return where the adapters go: to the model, or to ``runs`` where it has no folder that is the user's."""
+    if model in EMBEDDED or source.is_file():
+        named = whole_name(source) if Path(model).is_file() else model
+        parent, name = Path("runs"), f"{named}-adapter"
+    else:
+        parent, name = source, "adapter"  # One that ``load`` finds.
+    return parent / (name if count == 1 else f"{name}s")
 
 
 def _given(directory: Path, config: LlamaConfig, draft: KangarooConfig) -> tuple[KangarooConfig, Any]:

@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m train.regenerate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", required=True, help="target: joey, an alias, or a Hugging Face or converted directory")
+    add("--model", required=True, help="target: joey, an alias, a Hugging Face or converted directory, or a GGUF file")
     data = "folders (.py .txt .md .jsonl .parquet), files (.json, too) or hub ids OWNER/NAME[:SPLIT]; tables have text"
     library = "default: for joey, the training side of the standard library"
     add("--data", nargs="+", metavar="PATH", help=f"{data} or conversations ({library})")

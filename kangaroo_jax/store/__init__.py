@@ -1,4 +1,4 @@
-"""Models on disk: Hugging Face directories, Orbax checkpoints, adapters, and the names they go by."""
+"""Models on disk: Hugging Face directories, GGUF files, Orbax checkpoints, adapters, and the names they go by."""
 
 from __future__ import annotations
 
@@ -68,7 +68,18 @@ from kangaroo_jax.store.mapping import (
     to_flax,
     unflatten,
 )
-from kangaroo_jax.store.names import ALIASES, EMBEDDED, companion, converted, embedded, expand, home, resolve
+from kangaroo_jax.store.names import (
+    ALIASES,
+    EMBEDDED,
+    companion,
+    converted,
+    embedded,
+    expand,
+    home,
+    installing,
+    packaged,
+    resolve,
+)
 from kangaroo_jax.store.placement import target_sharding
 from kangaroo_jax.store.tables import ADAPTER
 from kangaroo_jax.store.torch_file import write_torch
@@ -120,10 +131,12 @@ __all__ = [
     "flatten",
     "from_flax",
     "home",
+    "installing",
     "load_adapter",
     "load_target",
     "matched",
     "open_hf",
+    "packaged",
     "quiet_orbax",
     "read_adapter",
     "read_config",
@@ -155,7 +168,8 @@ def load_target(
     """Load a target model straight to devices: no second copy of it is made on the way.
 
     Args:
-        name: anything ``resolve`` knows: an embedded model, a directory in Hugging Face's layout or a converted one.
+        name: anything ``resolve`` knows: an embedded model, a directory in Hugging Face's layout or a converted one, a
+            GGUF file.
         dtype: float32, bfloat16 or float16; None is ``default_dtype()``.
         sharding: where the leaves go: one ``jax.sharding.Sharding`` for all, or a function of a leaf's path
             (``"layers_0/mlp/down_proj/kernel"``) and its ``jax.ShapeDtypeStruct``; None is the default device.
@@ -163,7 +177,7 @@ def load_target(
             a few leaves at a time wait for it. None keeps all as they are.
 
     Returns:
-        The config, the params, and the directory they came from (where the tokenizer and the adapter are).
+        The config, the params, and the directory or GGUF file they came from, where the tokenizer is.
 
     Raises:
         ValueError: if the name is unknown, or the files are absent, damaged or not those of a Llama.

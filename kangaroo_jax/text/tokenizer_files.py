@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,7 @@ def _sentencepiece(file: Path, config: dict[str, Any]) -> Any:
         for piece, i in vocab.items()
         if piece not in marks and not (model.is_byte(i) or model.is_unused(i))
     }
-    pairs = [(piece[:cut], piece[cut:]) for piece in scores for cut in range(1, len(piece))]
-    merges = [pair for pair in pairs if pair[0] in scores and pair[1] in scores]
-    # Of equal scores SentencePiece takes the leftmost: a run of spaces grows from the left, so the longer come first.
-    merges.sort(key=lambda pair: (scores["".join(pair)], len(pair[0])), reverse=True)
+    merges = merges_by_score(scores)
     unk, fallback = model.id_to_piece(model.unk_id()), any(map(model.is_byte, range(len(vocab))))
     # Symbols that the trainer was given are not merged from anything: text is cut at them.
     given = sorted((piece for piece in {*scores} - {left + right for left, right in merges} if piece[1:]), key=len)
@@ -128,6 +126,14 @@ def _sentencepiece(file: Path, config: dict[str, Any]) -> Any:
             config.setdefault(name, model.id_to_piece(i))
     config.setdefault("add_bos_token", True)
     return core
+
+
+def merges_by_score(scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return the merges of a BPE that joins pieces as SentencePiece does: the highest score first."""
+    pairs = [(piece[:cut], piece[cut:]) for piece in scores for cut in range(1, len(piece))]
+    merges = [pair for pair in pairs if pair[0] in scores and pair[1] in scores]
+    # Of equal scores SentencePiece takes the leftmost: a run of spaces grows from the left, so the longer come first.
+    return sorted(merges, key=lambda pair: (scores["".join(pair)], len(pair[0])), reverse=True)
 
 
 def _vocabulary_and_merges(directory: Path, config: dict[str, Any]) -> Any:

@@ -68,7 +68,8 @@ def test_unknown_names_list_the_known(home_folder):
     (home_folder / "mine").mkdir(parents=True)
     (home_folder / ".half-xyz").mkdir()
     refused(
-        "kangaru", "unknown model 'kangaru'; give one of joey, vicuna-7b, vicuna-13b, .*, tinyllama, mine, an existing"
+        "kangaru",
+        "unknown model 'kangaru'; give one of joey, vicuna-7b, .*, tinyllama, smollm2, mine, an existing",
     )
     for name in ("", " ", "x" * 5000, "./joey", "../mine", "no/such/model", "~nobody-at-all"):
         refused(name, f"unknown model '{name[:99]}")
