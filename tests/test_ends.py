@@ -40,7 +40,7 @@ def expected(
         text = decode([*before, *ids[:count]])[given:]
         last = ids[count - 1] in eos or count == budget
         if not last:
-            text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # A character may still be completed.
+            text = text[: len(text) - tokenizer.unfinished(ids[:count])]  # A character may still be completed.
         found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
         if found:
             return text[: min(found)[1]], ids[:count], "stop"
