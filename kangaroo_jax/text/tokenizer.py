@@ -19,7 +19,8 @@ class Tokenizer:
     """Text to token ids and back, exactly as the checkpoint's own tokenizer does it.
 
     Attributes:
-        special_ids: ids that stand for no text (BOS, EOS, ...); ``decode`` leaves them out.
+        special_tokens: the tokens that stand for no text (BOS, EOS, ...), and their ids.
+        special_ids: these ids; ``decode`` leaves them out.
         chat_template: the checkpoint's own template of conversations (Jinja), or None.
         named_templates: all of its templates by name, where they have names; the one above is "default".
     """
@@ -38,7 +39,7 @@ class Tokenizer:
         core.encode_special_tokens = bool(config.get("split_special_tokens"))
         self._named = named_tokens(config)
         self.special_ids = frozenset(add_tokens(core, config, self._named))
-        self._special = [core.id_to_token(i) for i in sorted(self.special_ids)]
+        self.special_tokens = {core.id_to_token(i): i for i in sorted(self.special_ids)}
         self._characters = Characters(core)
         add_ends(core, config, self._named)
         self.named_templates = templates_by_name(config.get("chat_template"))
@@ -111,7 +112,7 @@ class Tokenizer:
         taken = {*inspect.signature(self._backend.apply_chat_template).parameters, "messages"} - {"tools", "documents"}
         if wrong := sorted(taken & {*variables}):
             raise ValueError(f"chat_template_kwargs has {wrong[0]!r}, which is no variable of templates; leave it out")
-        special = self._special
+        special = self.special_tokens
         options = {name: token for name, token in self._named.items() if token not in special} | variables
         plain = self._core.encode_special_tokens
         if not plain and any(token in text for text in strings([messages, variables]) for token in special):
@@ -147,8 +148,8 @@ class Tokenizer:
         return import_transformers().PreTrainedTokenizerFast(
             tokenizer_object=self._core,  # It takes a copy, with settings of its own.
             split_special_tokens=self._core.encode_special_tokens,
-            chat_control_tokens=self._special,
-            **{name: token for name, token in self._named.items() if token in self._special},  # Others it would add.
+            chat_control_tokens=[*self.special_tokens],
+            **{name: token for name, token in self._named.items() if token in self.special_tokens},  # Others it would add.
         )
 
     def _checked(self, ids: list[int]) -> list[int]:
@@ -168,7 +169,7 @@ class NoTokenizer(Tokenizer):
 
     def __init__(self, directory: Path | str) -> None:
         self._directory = directory
-        self.special_ids = frozenset()
+        self.special_ids, self.special_tokens = frozenset(), {}
         self.chat_template, self.named_templates = None, {}
 
     def encode(self, text: str) -> list[int]:

@@ -92,6 +92,18 @@ def test_a_budget_that_cuts_a_character_leaves_those_before(byte_fallback: Token
     assert reader.token_texts == ("", "", "漢", "", "\ufffd\ufffd")
 
 
+def test_special_tokens_in_a_stop_string(byte_fallback: Tokenizer) -> None:
+    hop, space_hop, eos = 261, 260, 2
+    ids = [hop, eos, space_hop, *HAN, eos, hop]
+    for stop, shown, count in (("</s> h", "hop", 3), ("漢</s>", "hop hop", 7), ("</s>h", "hop hop漢", 8)):
+        reader = Reader(byte_fallback, [1], [stop])
+        assert reader.push(ids) + reader.finish() == reader.text == "".join(reader.token_texts) == shown
+        assert (reader.stopped, reader.count) == (True, count)
+    # As text it is what it spells; alone, the token ends texts elsewhere.
+    assert check(byte_fallback, [1], [ids], ["</s>"]).text == "hop hop漢hop"
+    assert check(byte_fallback, [1], [ids_of("a</s>")], ["</s>"]).text == "a"
+
+
 def test_ids_after_the_stop_are_ignored(byte_level: Tokenizer) -> None:
     reader = Reader(byte_level, [1], ["é"])
     assert reader.push(ids_of("aéb")) == "a"
