@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from kangaroo_jax.files import first_line
 from kangaroo_jax.model import LlamaConfig
-from kangaroo_jax.store import DTYPES
+from kangaroo_jax.store import DTYPES, WRAPPERS
 
 SEQUENCES, POSITIONS = 2, 320  # Long enough for a mistake in RoPE to show.
 _TOKENS, _LOGITS = ("tokens", "input_ids"), "logits"
@@ -114,7 +114,9 @@ def transformers_logits(
 
     load: Any = transformers.AutoModelForCausalLM.from_pretrained
     try:
-        model = load(source, dtype=dtype, attn_implementation="eager", local_files_only=True)
+        model = load(
+            source, dtype=dtype, attn_implementation="eager", local_files_only=True, key_mapping={WRAPPERS: ""}
+        )
     except Exception as error:  # Those of transformers, torch and safetensors have no common base.
         raise ValueError(
             f"{source}: transformers could not load it ({type(error).__name__}: {first_line(error)}); either repair "
