@@ -149,7 +149,8 @@ class Tokenizer:
             tokenizer_object=self._core,  # It takes a copy, with settings of its own.
             split_special_tokens=self._core.encode_special_tokens,
             chat_control_tokens=[*self.special_tokens],
-            **{name: token for name, token in self._named.items() if token in self.special_tokens},  # Others it would add.
+            # Others it would add.
+            **{name: token for name, token in self._named.items() if token in self.special_tokens},
         )
 
     def _checked(self, ids: list[int]) -> list[int]:
