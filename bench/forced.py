@@ -61,7 +61,7 @@ class Marked(dec.Kangaroo):
         """Return logits in which the mark is the most likely token."""
         logits, memory = super().propose(spec, weights, hidden, positions, memory)
         mark = jnp.take_along_axis(weights["marks"], positions + 1, axis=1)
-        return jnp.where(jnp.arange(spec.config.vocab_size) == mark, logits + _SURE, logits), memory
+        return jnp.where(jnp.arange(spec.config.vocab_size)[None] == mark, logits + _SURE, logits), memory
 
     def agree(self, drafted: Any, count: Any, target: Any) -> Any:
         """Accept the longest prefix that is marked so, whatever the target says."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kangaroo_jax.model import Columns, LlamaConfig
-from kangaroo_jax.store import DTYPES, Entry, Shape, StoredTensor, as_dtype, common_dtype, entries, matched
+from kangaroo_jax.store import DTYPES, Entry, Shape, StoredTensor, as_dtype, canonical, common_dtype, entries, matched
 
 _LAYER = re.compile(r"(?<=layers[._])\d+")
 _WHY = {"lm_head.weight": "tied to the embedding table; a conversion compares the two and refuses one that differs"}
@@ -162,9 +162,12 @@ def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
 
 def _left_out(found: Iterable[Row], tensors: Iterable[StoredTensor]) -> list[str]:
     """Say which tensors are not converted; a head among them is one that is tied."""
+    names = [canonical(tensor.name) for tensor in tensors]
     known = {row.name for row in found}
+    if "model.embed_tokens.weight" not in names:  # A head alone is the table.
+        known.add("lm_head.weight")
     groups: dict[str, list[int]] = {}
-    for name, layers in (_without_layer(tensor.name) for tensor in tensors if tensor.name not in known):
+    for name, layers in (_without_layer(name) for name in names if name not in known):
         groups.setdefault(name, []).extend(layers)
     return [f"left out: {_with_layers(name, layers)}, {_WHY.get(name, _COMPUTED)}" for name, layers in groups.items()]
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from kangaroo_jax.files import first_line
 from kangaroo_jax.gguf import is_gguf
 from kangaroo_jax.model import LlamaConfig
-from kangaroo_jax.store import DTYPES
+from kangaroo_jax.store import DTYPES, WRAPPERS
 
 SEQUENCES, POSITIONS = 2, 320  # Long enough for a mistake in RoPE to show.
 _TOKENS, _LOGITS = ("tokens", "input_ids"), "logits"
@@ -114,9 +114,11 @@ def transformers_logits(
     import transformers  # Not at the top: it is slow to import, and only this needs it.
 
     load: Any = transformers.AutoModelForCausalLM.from_pretrained
-    place, file = (source.parent, {"gguf_file": source.name}) if is_gguf(source) else (source, {})
+    place, options = source, dict[str, Any](key_mapping={WRAPPERS: ""})
+    if is_gguf(source):
+        place, options = source.parent, {"gguf_file": source.name}
     try:
-        model = load(place, dtype=dtype, attn_implementation="eager", local_files_only=True, **file)
+        model = load(place, dtype=dtype, attn_implementation="eager", local_files_only=True, **options)
     except Exception as error:  # Those of transformers, torch and safetensors have no common base.
         raise ValueError(
             f"{source}: transformers could not load it ({type(error).__name__}: {first_line(error)}); either repair "

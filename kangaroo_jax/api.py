@@ -59,7 +59,8 @@ def generate(
         eos_token_id: token or tokens that end the text; default: the model's own; ``()`` for none.
         stop_strings: string or strings that end the text, wherever they fall between tokens. The text ends before the
             string, as with OpenAI's API and vLLM (transformers keeps it); ``token_ids`` go up to the token that
-            completed it. What the prompt holds does not count.
+            completed it. What the prompt holds does not count. A special token's text (``"<|eot_id|>"``) means that
+            token, also within a string; alone it ends the text as if it were among ``eos_token_id``.
         do_sample: draw tokens at random; otherwise the most likely one is taken, and the next five have no effect.
         temperature: divides the logits; 0 is greedy.
         top_k: draw from the k most likely tokens only; 0 or None for all.

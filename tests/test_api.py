@@ -429,15 +429,21 @@ def test_params_are_a_pytree_of_weights(tiny: kangaroo_jax.Params) -> None:
 
 @pytest.mark.full
 def test_what_a_user_has_set_for_jax_changes_nothing(tiny_model: Path, tiny: kangaroo_jax.Params) -> None:
-    flags = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_DEFAULT_PRNG_IMPL": "rbg"}
+    flags = {
+        "JAX_ENABLE_X64": "1",
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+        "JAX_NUMPY_RANK_PROMOTION": "raise",
+        "JAX_DEFAULT_PRNG_IMPL": "rbg",
+    }
     code = (
         "import sys, kangaroo_jax\n"
-        "params = kangaroo_jax.load(sys.argv[1])\n"
-        "for options in ({}, {'do_sample': True, 'seed': 3}):\n"
-        "    print(list(kangaroo_jax.generate(params, 'def', max_new_tokens=9, **options).token_ids))\n"
+        "for kernels in 'auto', 'xla':\n"
+        "    params = kangaroo_jax.load(sys.argv[1], kernels=kernels)\n"
+        "    for options in ({}, {'do_sample': True, 'seed': 3}):\n"
+        "        print(list(kangaroo_jax.generate(params, 'def', max_new_tokens=9, **options).token_ids))\n"
     )
     command = [sys.executable, "-c", code, str(tiny_model)]
     out = subprocess.run(command, env={**os.environ, **flags}, capture_output=True, text=True, check=True).stdout
     drawn = generate(tiny, "def", max_new_tokens=9, do_sample=True, seed=3)
     expected = [generate(tiny, "def", max_new_tokens=9), drawn]
-    assert out.splitlines() == [str(list(each.token_ids)) for each in expected]
+    assert out.splitlines() == [str(list(each.token_ids)) for each in expected * 2]

@@ -40,7 +40,7 @@ def expected(
         text = decode([*before, *ids[:count]])[given:]
         last = ids[count - 1] in eos or count == budget
         if not last:
-            text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # A character may still be completed.
+            text = text[: len(text) - tokenizer.unfinished(ids[:count])]  # A character may still be completed.
         found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
         if found:
             return text[: min(found)[1]], ids[:count], "stop"
@@ -103,6 +103,38 @@ def test_stop_strings_of_several_bytes(tiny: kangaroo_jax.Params) -> None:
         for method in ("plain", "kangaroo"):
             out = generate(tiny, "é", method=method, max_new_tokens=90, eos_token_id=(), stop_strings=stop)
             assert outcome(out) == should
+
+
+@pytest.mark.parametrize(
+    ("prompt", "token", "drawn"), [("g", "<unk>", {}), ("a", "<s>", {"do_sample": True, "seed": 2})]
+)
+def test_a_special_token_as_stop_string(
+    tiny: kangaroo_jax.Params, prompt: str, token: str, drawn: dict[str, Any]
+) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 60, "eos_token_id": (), **drawn}
+    plain = generate(tiny, prompt, method="plain", **options)
+    ids = plain.token_ids[: plain.token_ids.index(tiny.tokenizer.special_tokens[token]) + 1]
+    should = (tiny.tokenizer.decode([*tiny.tokenizer.encode(prompt), *ids])[1:], ids, "stop")
+    for stops in (token, ["zzz", f"{token}zzz", token]):
+        for method in ("plain",) if drawn else ("plain", "kangaroo"):
+            assert outcome(generate(tiny, prompt, method=method, stop_strings=stops, **options)) == should
+    assert "".join(stream(tiny, prompt, method="plain", stop_strings=token, **options)) == should[0]
+    each = [{"stop_strings": token}, {}, {"stop_strings": [token]}]
+    together = generate(tiny, [prompt] * 3, method="plain", per_prompt=each, **options)
+    assert [outcome(out) for out in together] == [should, outcome(plain), should]
+
+
+def test_a_special_token_within_a_stop_string(tiny: kangaroo_jax.Params) -> None:
+    plain = generate(tiny, "g", method="plain", max_new_tokens=60, eos_token_id=())
+    at = plain.token_ids.index(0)
+    before, after = "".join(plain.token_texts[:at]), "".join(plain.token_texts[at + 1 :])
+    for size, more in ((1, 0), (2, 1), (0, 2)):
+        stop = f"{before[len(before) - size :]}<unk>{after[:more]}"
+        texts = itertools.accumulate(plain.token_texts)
+        count = next(n for n, text in enumerate(texts, 1) if n > at and len(text) >= len(before) + more)
+        for method in ("plain", "kangaroo"):
+            out = generate(tiny, "g", method=method, max_new_tokens=60, eos_token_id=(), stop_strings=stop)
+            assert outcome(out) == (before[: len(before) - size], plain.token_ids[:count], "stop")
 
 
 def test_rows_of_a_batch_stop_by_themselves() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kangaroo_jax.files import first_line
+from kangaroo_jax.model import standard_numerics
 
 
 class Terminated(Exception):
@@ -38,7 +39,8 @@ def exit_status(
     """
     then = f"; {afterwards}" if afterwards else ""
     try:
-        return work() or 0
+        with standard_numerics():
+            return work() or 0
     except KeyboardInterrupt:
         print(f"\n{f'{name}: ' if name else ''}interrupted{then}", file=sys.stderr, flush=True)
         return 130

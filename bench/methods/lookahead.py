@@ -112,7 +112,7 @@ class Lookahead(dec.Drafter):
         (ALWAYS_FWD_ONE).
         """
         start = memory.filled * (self.layout.widest - memory.filled)
-        newest_level = start[:, None] + jnp.arange(self.layout.widest)
+        newest_level = start[:, None] + jnp.arange(self.layout.widest)[None]
         computed = jnp.take_along_axis(verified.target, newest_level, axis=1)
 
         complete = memory.filled == self.N - 2
@@ -120,7 +120,7 @@ class Lookahead(dec.Drafter):
         read = jnp.concatenate([first[:, None], memory.window[:, 1:], computed[:, None]], axis=1)[:, :, : self.W]
 
         # What is computed stands one position later than what it was computed from; so does the next root.
-        next_level = (jnp.arange(self.N - 1) == memory.filled[:, None] + 1)[:, :, None]
+        next_level = (jnp.arange(self.N - 1)[None] == memory.filled[:, None] + 1)[:, :, None]
         growing = jnp.roll(jnp.where(next_level, computed[:, None], memory.window), -1, axis=2)
         moving = jnp.concatenate([memory.window[:, 1:], computed[:, None]], axis=1)
         return memory.replace(
@@ -133,7 +133,7 @@ class Lookahead(dec.Drafter):
         """Return the window with tokens drawn from the prompt in its first level, if it is not in use yet."""
         share = np.random.default_rng(10).random(self.layout.widest).astype(np.float32)
         prompt = (state.length - 1)[:, None]
-        drawn = jnp.minimum((share * prompt).astype(jnp.int32), prompt - 1)
+        drawn = jnp.minimum((share[None] * prompt).astype(jnp.int32), prompt - 1)
         level = jnp.take_along_axis(state.tokens, drawn, axis=1)
         begun = memory.window.at[:, 0].set(level)
         return memory.replace(window=jnp.where((memory.filled == 0)[:, None, None], begun, memory.window))
@@ -145,8 +145,8 @@ class Lookahead(dec.Drafter):
 
         def some(carry: tuple[Array, Array]) -> tuple[Array, Array]:
             pool, known = carry
-            start = known[:, None] + jnp.arange(_READ_AT_ONCE) - (self.N - 1)
-            places = jnp.maximum(start[:, :, None] + jnp.arange(self.N), 0)
+            start = known[:, None] + jnp.arange(_READ_AT_ONCE)[None] - (self.N - 1)
+            places = jnp.maximum(start[:, :, None] + jnp.arange(self.N)[None, None], 0)
             batch = len(known)
             grams = jnp.take_along_axis(state.tokens, places.reshape(batch, -1), axis=1).reshape(places.shape)
             valid = (start >= 0) & (start + self.N <= state.length[:, None])

@@ -95,6 +95,6 @@ class Layout:
         below = (level[:, None] == 0) & (index[:, None] <= index[:, :, None])
         up = (level[:, None] > 0) & (level[:, None] <= level[:, :, None]) & (index[:, None] == index[:, :, None])
         ahead = rows.ahead[:, None] & rows.ahead[:, :, None] & (below | up)
-        visible = ahead | along | np.eye(len(row), dtype=bool) | (row == 0)
-        depth = jnp.where(rows.ahead, level + index, np.where(guess, place + 1, 0))
+        visible = ahead | (along | np.eye(len(row), dtype=bool) | (row == 0))[None]
+        depth = jnp.where(rows.ahead, level + index, np.where(guess, place + 1, 0)[None])
         return dec.Tree(jnp.broadcast_to(parent, depth.shape), depth, visible, candidate)

@@ -52,9 +52,9 @@ def insert(pool: Int[Array, "B V M L"], grams: Int[Array, "B K N"]) -> Int[Array
 def _latest(items: Int[Array, "B K I L"], there: Bool[Array, "B K I"], most: int) -> Int[Array, "B K M L"]:
     """Return the last ``most`` different ones of the items that are there, in order, at the end of the places."""
     same = (items[:, :, :, None] == items[:, :, None, :]).all(-1)
-    later = jnp.triu(jnp.ones(same.shape[-2:], bool), 1)
+    later = jnp.triu(jnp.ones_like(same), 1)
     kept = there & ~(same & later & there[:, :, None, :]).any(-1)
     after = kept.sum(-1, keepdims=True) - jnp.cumsum(kept, axis=-1)
-    here = kept[..., None] & (most - 1 - after[..., None] == jnp.arange(most))
+    here = kept[..., None] & (most - 1 - after[..., None] == jnp.arange(most)[None, None, None])
     taken = jnp.take_along_axis(items, jnp.argmax(here, axis=2)[..., None], axis=2)
     return jnp.where(here.any(2)[..., None], taken, NONE)

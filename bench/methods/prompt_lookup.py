@@ -54,7 +54,7 @@ def look_up(
     Returns:
         The tokens, and how many of them are valid: ``gamma`` or 0.
     """
-    place = jnp.arange(tokens.shape[1])
+    place = jnp.arange(tokens.shape[1])[None]
     size = length[:, None]
     start = jnp.zeros_like(length)
     # Whether the newest n tokens of the text end at each place; longer n-grams come later and overrule.
@@ -65,7 +65,7 @@ def look_up(
         after = place + 1
         good = ends & (after + gamma <= size) & (after < size - n)
         start = jnp.where(good.any(1), jnp.argmax(good, axis=1) + 1, start)
-    drafted = jnp.take_along_axis(tokens, start[:, None] + jnp.arange(gamma), axis=1)
+    drafted = jnp.take_along_axis(tokens, start[:, None] + jnp.arange(gamma)[None], axis=1)
     return drafted, jnp.where(start > 0, gamma, 0).astype(jnp.int32)
 
 

@@ -99,7 +99,7 @@ def longest_match(
         Where in ``store.suffixes`` those that begin with it start, their number (0 if there is none), and its length.
     """
     spans = jnp.arange(max_token_span, SHORTEST_SPAN - 1, -1)
-    index = jnp.arange(max_token_span)
+    index = jnp.arange(max_token_span)[None]
     queries = tokens[jnp.clip(length - spans[:, None] + index, 0, len(tokens) - 1)]
     size = len(store.suffixes)
 
@@ -107,8 +107,8 @@ def longest_match(
         low, high = bounds  # [2, spans]: the first suffix that is not less than the query, and the first beyond it.
         middle = low + (high - low) // 2  # The sum may be more than an int32 holds.
         start = store.suffixes[jnp.minimum(middle, size - 1)]
-        differ = store.at(start[..., None] + index) - queries
-        differ = jnp.where(index < spans[:, None], differ, 0)
+        differ = store.at(start[..., None] + index[None]) - queries[None]
+        differ = jnp.where((index < spans[:, None])[None], differ, 0)
         where = jnp.argmax(differ != 0, axis=-1, keepdims=True)
         order = jnp.take_along_axis(differ, where, axis=-1)[..., 0]
         right = (low < high) & (order < jnp.array([[0], [1]]))
@@ -137,7 +137,7 @@ def continuations(
     spread = index * (found // matches) + index * (found % matches) // matches
     chosen = first + jnp.where(found > matches, spread, index)
     start = store.suffixes[jnp.minimum(chosen, len(store.suffixes) - 1)] + span
-    return store.at(start[:, None] + jnp.arange(longest)), jnp.minimum(found, matches)
+    return store.at(start[:, None] + jnp.arange(longest)[None]), jnp.minimum(found, matches)
 
 
 def frequent_prefixes(tokens: Int[Array, "K L"], valid: Int[Array, ""], number: int) -> Prefixes:
@@ -158,7 +158,7 @@ def frequent_prefixes(tokens: Int[Array, "K L"], valid: Int[Array, ""], number: 
         number: prefixes to return.
     """
     rows, longest = tokens.shape
-    tokens, row = tokens.T, jnp.arange(rows)  # A depth is a line.
+    tokens, row = tokens.T, jnp.arange(rows)[None]  # A depth is a line.
     changes = jnp.pad(tokens[:, 1:] != tokens[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     begins = jnp.stack([changes[: depth + 1].any(0) for depth in range(longest)]) | (row >= valid)
     # Where the next run begins: the smallest index of a beginning after this row.
@@ -168,7 +168,7 @@ def frequent_prefixes(tokens: Int[Array, "K L"], valid: Int[Array, ""], number: 
     # Of equal values top_k takes the first: the shorter prefix. It is far slower on integers than on floats (CPU).
     count, chosen = jax.lax.top_k(runs.astype(jnp.float32).reshape(-1), min(number, rows * longest))
     count, depth, row = count.astype(jnp.int32), chosen // rows, chosen % rows
-    is_parent = (depth[:, None] == depth - 1) & (row[:, None] <= row) & (row < (row + count)[:, None])
+    is_parent = (depth[:, None] == depth[None] - 1) & (row[:, None] <= row[None]) & (row[None] < (row + count)[:, None])
     parent = jnp.where(is_parent.any(0), jnp.argmax(is_parent, axis=0) + 1, 0)
     leaves = (tokens[depth, row], parent, depth + 1, count)
     missing = (0, number - len(chosen))

@@ -58,7 +58,8 @@ def medusa_states(params: dict[str, Any], x: Float[Array, "... D"]) -> list[Floa
         params: the heads.
         x: the target's last states, after its final norm.
     """
-    stacked = linear(x, params["linear"]["kernel"]) + params["linear"]["bias"]
+    stacked = linear(x, params["linear"]["kernel"])
+    stacked += jnp.broadcast_to(params["linear"]["bias"], stacked.shape)
     return [x + nn.silu(part) for part in jnp.split(stacked, count_heads(params), axis=-1)]
 
 

@@ -69,5 +69,5 @@ def accept_sampled(
 
 def _prefix(good: Bool[Array, "B G"], count: Int[Array, " B"]) -> Int[Array, " B"]:
     """Return how many of the first ``count`` entries are true before the first that is not."""
-    valid = good & (jnp.arange(good.shape[1]) < count[:, None])
+    valid = good & (jnp.arange(good.shape[1])[None] < count[:, None])
     return jnp.cumprod(valid.astype(jnp.int32), axis=1).sum(axis=1, dtype=jnp.int32)

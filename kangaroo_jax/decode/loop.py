@@ -42,7 +42,7 @@ def speculative_round(spec: DecodeSpec, weights: Weights, state: DecodeState, co
             drafted.tokens, drafted.count, drafted.log_q, log_p, state.seed, state.length
         )
         block = jnp.pad(drafted.tokens, ((0, 0), (0, spec.rows - spec.gamma)))
-        block = jnp.where(jnp.arange(spec.rows) == accepted[:, None], follows[:, None], block)
+        block = jnp.where(jnp.arange(spec.rows)[None] == accepted[:, None], follows[:, None], block)
     else:
         # Accepted drafts equal the target's choices, so the target's row is the block to commit.
         block = target

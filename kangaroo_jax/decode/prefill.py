@@ -89,7 +89,7 @@ def _run_prompt(
         done, (layers, memory), last = carry
         # A piece that would reach beyond the cache starts earlier, and writes some positions again as they are.
         at = jnp.minimum(start + done, tokens.shape[1] - chunk)
-        positions = at[:, None] + jnp.arange(chunk)
+        positions = at[:, None] + jnp.arange(chunk)[None]
         piece = jnp.take_along_axis(tokens, positions, axis=1)
         context = line(positions, tokens.shape[1], jnp.clip(length - at, 0, chunk))
         x = embed(target, piece)

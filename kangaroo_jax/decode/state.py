@@ -108,7 +108,7 @@ def commit(
     Returns:
         The state, and the number of tokens committed to each sequence.
     """
-    index = jnp.arange(block.shape[1])
+    index = jnp.arange(block.shape[1])[None]
     is_end = (block[:, :, None] == eos_token_id[:, None]).any(-1) & (index < count[:, None])
     count = jnp.where(is_end.any(-1), jnp.argmax(is_end, axis=-1) + 1, count)
     room = state.limit - state.length

@@ -72,6 +72,6 @@ def accept_tree(
     last = jnp.argmax(jnp.where(accepted, tree.depth, -1), axis=1)
     count = jnp.take_along_axis(tree.depth, last[:, None], axis=1)
     seen = jnp.take_along_axis(tree.visible, last[:, None, None], axis=1)
-    at = jnp.minimum(jnp.arange(gamma + 1), count)
+    at = jnp.minimum(jnp.arange(gamma + 1)[None], count)
     path = jnp.argmax(seen & (tree.depth[:, None, :] == at[:, :, None]), axis=-1)
     return count[:, 0], path.astype(jnp.int32)

@@ -27,7 +27,7 @@ def verify(
     root, tree = state.length - 1, draft.tree
     if tree is None:
         count = jnp.where(state.finish == RUNNING, draft.count + 1, 0)
-        context = line(root[:, None] + jnp.arange(spec.rows), state.slots, count)
+        context = line(root[:, None] + jnp.arange(spec.rows)[None], state.slots, count)
     else:
         context = branch(root, tree.depth, tree.visible, state.slots)
     exit_layer, last, target = spec.drafter.exit_layer, spec.config.num_hidden_layers, weights["target"]

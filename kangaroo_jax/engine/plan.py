@@ -54,7 +54,7 @@ class Settings:
 
     Attributes:
         eta: confidence below which drafting stops, as it was asked for.
-        eos_token_id: tokens that end the text.
+        eos_token_id: tokens that end the text, those among the stop strings included.
         max_new_tokens: token budget.
         stop_strings: strings that end the text.
         seed: seed of the random numbers, or None for other ones each time.
@@ -230,11 +230,13 @@ def _settings(params: Params, options: Options, method: str) -> Settings:
     top_k = 0 if options.top_k is None else integer("top_k", options.top_k, 0)
     _warn_of_unused(options)
     vocab_size = params.config.vocab_size
+    stops, special = _stop_strings(params, options.stop_strings), params.tokenizer.special_tokens
+    ends = (special[stop] for stop in stops if stop in special)
     return Settings(
         eta=float(eta),
-        eos_token_id=_eos_ids(params, options.eos_token_id),
+        eos_token_id=tuple(dict.fromkeys((*_eos_ids(params, options.eos_token_id), *ends))),
         max_new_tokens=integer("max_new_tokens", options.max_new_tokens, 0),
-        stop_strings=_stop_strings(params, options.stop_strings),
+        stop_strings=stops,
         seed=None if options.seed is None else integer("seed", options.seed, 0),
         temperature=temperature if options.do_sample else 0.0,
         top_k=min(top_k or vocab_size, vocab_size),

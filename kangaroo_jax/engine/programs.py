@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 
 from kangaroo_jax.kernels import Packed
+from kangaroo_jax.model import standard_numerics
 from kangaroo_jax.store import home
 
 CACHE_SWITCH = "KANGAROO_COMPILATION_CACHE"
@@ -105,8 +106,7 @@ def compiled(
     if not _executables:
         _use_persistent_cache()
     start = time.perf_counter()
-    # What a user has set for programs of his own is nothing to these.
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+    with standard_numerics():
         lowered = function.lower(*merged)
     _executables[key], _ = compile_with(lowered, {**(options(*args) or {}), **(extra or {})})
     return _executables[key], time.perf_counter() - start

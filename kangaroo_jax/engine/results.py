@@ -141,8 +141,8 @@ class Generation:
     Attributes:
         text: the new text, without the prompt and without special tokens.
         token_ids: ids of the new tokens, an EOS token included.
-        finish_reason: ``"stop"`` (an EOS token or a stop string) or ``"length"`` (the token budget, or the end of the
-            context).
+        finish_reason: ``"stop"`` (an EOS token, a stop string, or the special token that one names) or ``"length"``
+            (the token budget, or the end of the context).
         stats: counters and times.
         token_texts: text that each new token added; joined, they are ``text``. ``""`` for a special token, for one
             that lies behind the text's end, and for one that held only part of a character: that character belongs to

@@ -12,6 +12,7 @@ from kangaroo_jax.model.fresh import abstract_adapter, abstract_params, init_ada
 from kangaroo_jax.model.fused import Columns, Fused, fused_at, fused_parts
 from kangaroo_jax.model.layers import RMSNorm, linear
 from kangaroo_jax.model.llama import embed, forward, head, head_kernel, logits, run_layers
+from kangaroo_jax.model.numerics import standard_numerics
 from kangaroo_jax.model.rope import rope_frequencies
 from kangaroo_jax.model.variants import ADAPTER_KINDS, AdapterConfig
 
@@ -49,4 +50,5 @@ __all__ = [
     "rope_frequencies",
     "run_adapter",
     "run_layers",
+    "standard_numerics",
 ]

@@ -87,7 +87,7 @@ def branch(
     first, end = rows or (0, depth.shape[1])
     positions = root[:, None] + depth
     keys = _put(jnp.broadcast_to(jnp.arange(slots), (len(root), slots)), positions, root)
-    before = jnp.arange(slots) < root[:, None]
+    before = jnp.arange(slots)[None] < root[:, None]
     visible = jnp.broadcast_to(before[:, None], (len(root), end - first, slots))
     return Context(positions[:, first:end], root + first, keys, _put(visible, seen[:, first:end], root))
 

@@ -56,7 +56,9 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         """Return ``x @ kernel``, plus the bias where there is one."""
         out = linear(x, self.param("kernel", _KERNEL_INIT, (x.shape[-1], self.features)))
-        return out + self.param("bias", nn.initializers.zeros, (self.features,)) if self.bias else out
+        if not self.bias:
+            return out
+        return out + jnp.broadcast_to(self.param("bias", nn.initializers.zeros, (self.features,)), out.shape)
 
 
 class RMSNorm(nn.Module):
@@ -70,7 +72,7 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return wide.astype(x.dtype) * scale
+        return wide.astype(x.dtype) * jnp.broadcast_to(scale, x.shape)
 
 
 class Shared(struct.PyTreeNode):

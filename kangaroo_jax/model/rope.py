@@ -34,7 +34,7 @@ def rope_table(
     config: LlamaConfig, positions: Int[Array, "B T"]
 ) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
     """Return fp32 cosines and sines of the rotary angles at ``positions``, broadcastable over heads."""
-    angles = positions[:, :, None, None].astype(jnp.float32) * rope_frequencies(config)
+    angles = positions[:, :, None, None].astype(jnp.float32) * rope_frequencies(config)[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -50,6 +50,7 @@ from kangaroo_jax.store.hf import (
     write_safetensors,
 )
 from kangaroo_jax.store.mapping import (
+    WRAPPERS,
     DuplicateTensors,
     Entry,
     ExtraTensors,
@@ -59,6 +60,7 @@ from kangaroo_jax.store.mapping import (
     MissingTensors,
     Params,
     Shape,
+    canonical,
     check_shapes,
     common_dtype,
     entries,
@@ -96,6 +98,7 @@ __all__ = [
     "SINGLE",
     "TORCH_INDEX",
     "TORCH_SINGLE",
+    "WRAPPERS",
     "DuplicateTensors",
     "Entry",
     "ExtraTensors",
@@ -112,6 +115,7 @@ __all__ = [
     "adapter_record",
     "as_dtype",
     "await_orbax",
+    "canonical",
     "check_draft",
     "check_kind",
     "check_shapes",

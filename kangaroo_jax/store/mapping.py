@@ -132,6 +132,17 @@ def _runs(entry: Entry) -> Iterable[slice]:
 
 _LAYER = re.compile(r"model\.layers\.([0-9]+)\.")
 _FIX = "are config.json and weights those of one complete checkpoint?"
+_HEADLESS = (
+    "this is a base model: save it with its head (AutoModelForCausalLM), or, if the head is the embedding table, set "
+    "tie_word_embeddings to true in config.json"
+)
+_TWO_HEADS = (
+    "it differs from the embedding table, and config.json ties the two: set tie_word_embeddings to false to keep both, "
+    "or remove the tensor"
+)
+# What wrappers add: torch.compile and FSDP anywhere, DDP in front. Base models lack a "model." there.
+WRAPPERS = r"^(?:module\.)+|\b(?:_orig_mod|_fsdp_wrapped_module)\.(?:module\.)?"
+_BASE = re.compile(r"(?:embed_tokens|layers|norm)\.")
 
 
 def entries(config: LlamaConfig, table: Table = TARGET) -> dict[str, Entry]:
@@ -154,11 +165,22 @@ def entries(config: LlamaConfig, table: Table = TARGET) -> dict[str, Entry]:
     return expanded
 
 
+def canonical(name: str) -> str:
+    """Return the name that a target's tensor has where transformers saves the whole model, unwrapped.
+
+    torch.compile, DDP and FSDP put names of their own before those of the parameters, and a base model (``LlamaModel``)
+    lacks the first: ``_orig_mod.layers.0.mlp.up_proj.weight`` is ``model.layers.0.mlp.up_proj.weight``.
+    """
+    name = re.sub(WRAPPERS, "", name)
+    return f"model.{name}" if _BASE.match(name) else name
+
+
 def matched(config: LlamaConfig, tensors: Tensors, table: Table = TARGET) -> list[tuple[Entry, Tensor]]:
     """Return the tensors that a conversion reads, each with its entry, in the order given; no element is read.
 
-    What the table ignores is left out. So is the stored head of a model with tied embeddings, if it has the shape of
-    their table; that it has their values, too, only ``check_tied_head`` can say.
+    A target's tensors may have the names of a base model or of a wrapper; see ``canonical``. What the table ignores is
+    left out. Of tied embeddings the head may be what is stored. A head beside them is left out, if it has their shape;
+    that it has their values, too, only ``check_tied_head`` can say.
 
     Args:
         config: the model the tensors belong to.
@@ -168,9 +190,10 @@ def matched(config: LlamaConfig, tensors: Tensors, table: Table = TARGET) -> lis
     Raises:
         MissingTensors, ExtraTensors, DuplicateTensors, MisshapenTensors: ValueErrors that name the tensors.
     """
-    pairs = [(name, tensor) for name, tensor in _pairs(tensors) if not table.ignored.fullmatch(name)]
+    pairs = [(name, tensor) for name, tensor in _pairs(config, tensors, table) if not table.ignored.fullmatch(name)]
+    names = {name for name, _ in pairs}
     if table is TARGET:
-        _check_depth(config, [name for name, _ in pairs])
+        _check_depth(config, names)
     expanded = entries(config, table)
     expected = {name: entry.shape for name, entry in expanded.items()}
     if EMBEDDING in expected and _tied_head(config, pairs):
@@ -178,7 +201,7 @@ def matched(config: LlamaConfig, tensors: Tensors, table: Table = TARGET) -> lis
     check_shapes(
         expected,
         [(name, tuple(tensor.shape)) for name, tensor in pairs],
-        fix=_FIX,
+        fix=_HEADLESS if expected.keys() - names == {HEAD} else _FIX,
     )
     return [(expanded[name], tensor) for name, tensor in pairs if name in expanded]
 
@@ -189,11 +212,11 @@ def check_tied_head(config: LlamaConfig, tensors: Tensors) -> None:
     Raises:
         ExtraTensors: if it differs.
     """
-    if (found := _tied_head(config, _pairs(tensors))) is None:
+    if (found := _tied_head(config, _pairs(config, tensors))) is None:
         return
     head, table = found
     if not np.array_equal(np.asarray(head), np.asarray(table)):
-        raise ExtraTensors("tensors have no place in this model", _FIX, [HEAD])
+        raise ExtraTensors("tensors have no place in this model", _TWO_HEADS, [HEAD])
 
 
 def leaves(config: LlamaConfig, tensors: Tensors, dtype: Any = None, table: Table = TARGET) -> list[Leaf]:
@@ -208,7 +231,7 @@ def leaves(config: LlamaConfig, tensors: Tensors, dtype: Any = None, table: Tabl
     Raises:
         MissingTensors, ExtraTensors, DuplicateTensors, MisshapenTensors: ValueErrors that name the tensors.
     """
-    pairs = _pairs(tensors)
+    pairs = _pairs(config, tensors, table)
     found = matched(config, pairs, table)
     check_tied_head(config, pairs)
     kind = common_dtype(tensor.dtype for _, tensor in found) if dtype is None else np.dtype(dtype)
@@ -311,9 +334,15 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
     return tree
 
 
-def _pairs(tensors: Tensors) -> list[tuple[str, Tensor]]:
-    """Return names and tensors as a list, which may repeat a name."""
-    return list(tensors.items()) if isinstance(tensors, Mapping) else list(tensors)
+def _pairs(config: LlamaConfig, tensors: Tensors, table: Table = TARGET) -> list[tuple[str, Tensor]]:
+    """Return names, as the table has them, and tensors; names may repeat."""
+    pairs = list(tensors.items() if isinstance(tensors, Mapping) else tensors)
+    if table is not TARGET:
+        return pairs
+    pairs = [(canonical(name), tensor) for name, tensor in pairs]
+    if config.tie_word_embeddings and EMBEDDING not in dict(pairs):
+        pairs = [(EMBEDDING if name == HEAD else name, tensor) for name, tensor in pairs]
+    return pairs
 
 
 def _check_depth(config: LlamaConfig, names: Iterable[str]) -> None:

@@ -9,8 +9,6 @@ import numpy as np
 
 from kangaroo_jax.text.tokenizer import Tokenizer
 
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-
 
 class Detokenizer:
     """Turns a growing list of token ids into text pieces.
@@ -18,8 +16,8 @@ class Detokenizer:
     The pieces, concatenated, are ``decode(prompt + ids)`` after its longest common prefix with ``decode(prompt)``.
     Text is held back as long as later ids could still change it::
 
-        ids        b"a"   b"\\xc3"   b"\\xa9"   b"\\xff"   b"b"
-        piece      "a"    ""        "é"       ""        "\\ufffdb"
+        ids        b"a"   b"\\xc3"   b"\\xa9"   b"\\xc3"   b"b"          b"\\xff"
+        piece      "a"    ""        "é"       ""        "\\ufffdb"    "\\ufffd"
 
     Only a window of ids is decoded in each step, so a long text costs no more per token than a short one: the window
     starts where the text was last complete, one piece back, since a tokenizer may drop the space of the first token
@@ -41,14 +39,10 @@ class Detokenizer:
     def push(self, ids: Sequence[int] | np.ndarray) -> str:
         """Take the next ids and return the text that is now certain; may be empty."""
         self._window += self._with_text(ids)
-        end = len(self._window)
-        # A run of byte-fallback pieces is text or garbage as a whole: wait for its end.
-        while end and self._window[end - 1] in self._tokenizer.byte_ids:
-            end -= 1
-        text = self._tokenizer.decode(self._window[:end])
-        certain = text.rstrip(_REPLACEMENT)
-        piece = self._piece(certain)
-        if piece and end == len(self._window) and certain == text:
+        text = self._tokenizer.decode(self._window)
+        unfinished = self._tokenizer.unfinished(self._window)
+        piece = self._piece(text[: len(text) - unfinished])
+        if piece and not unfinished:
             self._window = self._window[self._settled :]
             self._settled = len(self._window)
             self._seen = self._tokenizer.decode(self._window)

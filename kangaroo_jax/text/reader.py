@@ -26,13 +26,16 @@ class Reader:
         Args:
             tokenizer: the tokenizer of the ids.
             prompt_ids: the prompt, whose text is in no piece; may be empty.
-            stop_strings: the text ends before the first of them; see ``StopScanner``.
+            stop_strings: the text ends before the first of them, in which special tokens may be, too, but for one
+                alone; see ``StopScanner``.
 
         Raises:
             ValueError: if ``stop_strings`` is no list of strings, or a string is empty.
         """
         self._detokenizer = Detokenizer(tokenizer, prompt_ids)
-        self._scanner = StopScanner(stop_strings)
+        special = tokenizer.special_tokens
+        self._scanner = StopScanner(stop_strings, special)
+        self._marks = {special[token]: mark for token, mark in self._scanner.marks.items()}
         self._token_texts: list[str] = []
         self._pieces: list[str] = []
 
@@ -47,7 +50,7 @@ class Reader:
                 break
             added = self._detokenizer.push([token])
             self._token_texts.append(added)
-            self._show(self._scanner.push(added))
+            self._show(self._scanner.push(self._marks.get(int(token), "") + added))
         return "".join(self._pieces[before:])
 
     def finish(self) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+_FIRST_MARK = 0xD800  # Half a surrogate pair: no text has one.
 
 
 class StopScanner:
@@ -16,13 +18,22 @@ class StopScanner:
 
     Text is held back as long as it may be the beginning of a stop string: the longest suffix that is a proper prefix
     of one.
+
+    Special tokens are no text, and yet ``"b</s>"`` has one in it. For that token the text that is pushed holds a mark,
+    a character that is not given out again. ``"</s>"`` alone is for whoever ends texts at ids to look for; here it
+    stands for the five characters only.
+
+    Attributes:
+        marks: character for each special token that a stop string has beside other text.
+        stopped: whether a stop string has come.
     """
 
-    def __init__(self, stop_strings: Sequence[str]) -> None:
+    def __init__(self, stop_strings: Sequence[str], special: Collection[str] = ()) -> None:
         """Start with an empty text.
 
         Args:
             stop_strings: may be empty; then nothing is ever held back.
+            special: texts of the special tokens.
 
         Raises:
             ValueError: if it is no list of strings, or a string is empty.
@@ -32,7 +43,14 @@ class StopScanner:
             raise ValueError(f"stop_strings is {stop_strings!r:.60}; pass a list of strings")
         if "" in stop_strings:
             raise ValueError("stop_strings has an empty string, which every text contains; leave it out")
-        self._stops = tuple(dict.fromkeys(stop_strings))
+        mixed = [stop for stop in stop_strings if stop not in special]
+        # Of those that begin alike, the longest is meant.
+        inside = sorted((token for token in special if any(token in stop for stop in mixed)), key=len, reverse=True)
+        self.marks = {token: chr(_FIRST_MARK + place) for place, token in enumerate(inside)}
+        self._hidden = str.maketrans(dict.fromkeys(self.marks.values(), ""))
+        for token, mark in self.marks.items():
+            mixed = [stop.replace(token, mark) for stop in mixed]
+        self._stops = tuple(dict.fromkeys([*stop_strings, *mixed]))
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
         self.stopped = False
@@ -47,15 +65,15 @@ class StopScanner:
         if starts:
             self.stopped = True
             self._held = ""
-            return text[: min(starts)[1]]
+            return text[: min(starts)[1]].translate(self._hidden)
         shown = len(text) - self._begun(text)
         self._held = text[shown:]
-        return text[:shown]
+        return text[:shown].translate(self._hidden)
 
     def finish(self) -> str:
         """Return what was held back, now that no more text comes."""
         held, self._held = self._held, ""
-        return held
+        return held.translate(self._hidden)
 
     def _begun(self, text: str) -> int:
         """Return the length of the longest suffix of a text without stop strings that begins one."""

@@ -11,20 +11,18 @@ from typing import Any
 import numpy as np
 
 from kangaroo_jax.gguf import is_gguf
+from kangaroo_jax.text.characters import Characters
 from kangaroo_jax.text.gguf_tokenizer import read_gguf
 from kangaroo_jax.text.tokenizer_config import add_ends, add_tokens, named_tokens, strings, templates_by_name
 from kangaroo_jax.text.tokenizer_files import has_files, import_transformers, read_config, read_core
-
-_BYTE_TOKENS = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
 class Tokenizer:
     """Text to token ids and back, exactly as the checkpoint's own tokenizer does it.
 
     Attributes:
-        special_ids: ids that stand for no text (BOS, EOS, ...); ``decode`` leaves them out.
-        byte_ids: ids of SentencePiece's byte-fallback pieces; empty for byte-level tokenizers. What such a piece
-            decodes to depends on the bytes around it.
+        special_tokens: the tokens that stand for no text (BOS, EOS, ...), and their ids.
+        special_ids: these ids; ``decode`` leaves them out.
         chat_template: the checkpoint's own template of conversations (Jinja), or None.
         named_templates: all of its templates by name, where they have names; the one above is "default".
     """
@@ -43,8 +41,8 @@ class Tokenizer:
         core.encode_special_tokens = bool(config.get("split_special_tokens"))
         self._named = named_tokens(config)
         self.special_ids = frozenset(add_tokens(core, config, self._named))
-        self._special = [core.id_to_token(i) for i in sorted(self.special_ids)]
-        self.byte_ids = frozenset(i for token, i in core.get_vocab().items() if token in _BYTE_TOKENS)
+        self.special_tokens = {core.id_to_token(i): i for i in sorted(self.special_ids)}
+        self._characters = Characters(core)
         add_ends(core, config, self._named)
         self.named_templates = templates_by_name(config.get("chat_template"))
         self.chat_template = self.named_templates.get("default")
@@ -116,7 +114,7 @@ class Tokenizer:
         taken = {*inspect.signature(self._backend.apply_chat_template).parameters, "messages"} - {"tools", "documents"}
         if wrong := sorted(taken & {*variables}):
             raise ValueError(f"chat_template_kwargs has {wrong[0]!r}, which is no variable of templates; leave it out")
-        special = self._special
+        special = self.special_tokens
         options = {name: token for name, token in self._named.items() if token not in special} | variables
         plain = self._core.encode_special_tokens
         if not plain and any(token in text for text in strings([messages, variables]) for token in special):
@@ -139,8 +137,12 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of ``ids`` without special tokens; bytes that are not UTF-8 become U+FFFD."""
-        plain = [int(i) for i in ids]  # numpy and JAX scalars are no ints to the library.
-        return self._core.decode([i for i in plain if i not in self.special_ids], skip_special_tokens=False)
+        # numpy and JAX scalars are no ints to the backend.
+        return self._characters.text([int(i) for i in ids if int(i) not in self.special_ids])
+
+    def unfinished(self, ids: Sequence[int]) -> int:
+        """Return how many characters at the end of ``decode(ids)`` may yet become another one, of ids with text."""
+        return self._characters.unfinished(ids)
 
     @functools.cached_property
     def _backend(self) -> Any:
@@ -148,8 +150,9 @@ class Tokenizer:
         return import_transformers().PreTrainedTokenizerFast(
             tokenizer_object=self._core,  # It takes a copy, with settings of its own.
             split_special_tokens=self._core.encode_special_tokens,
-            chat_control_tokens=self._special,
-            **{name: token for name, token in self._named.items() if token in self._special},  # Others it would add.
+            chat_control_tokens=[*self.special_tokens],
+            # Others it would add.
+            **{name: token for name, token in self._named.items() if token in self.special_tokens},
         )
 
     def _checked(self, ids: list[int]) -> list[int]:
@@ -169,7 +172,7 @@ class NoTokenizer(Tokenizer):
 
     def __init__(self, directory: Path | str) -> None:
         self._directory = directory
-        self.special_ids = self.byte_ids = frozenset()
+        self.special_ids, self.special_tokens = frozenset(), {}
         self.chat_template, self.named_templates = None, {}
 
     def encode(self, text: str) -> list[int]:
@@ -183,6 +186,10 @@ class NoTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return no text."""
         return ""
+
+    def unfinished(self, ids: Sequence[int]) -> int:
+        """Return 0: no text is no part of a character."""
+        return 0
 
 
 def find_tokenizer(directory: Path | str, vocab_size: int | None = None) -> Tokenizer:

@@ -126,6 +126,16 @@ def test_what_is_left_out_is_said():
     assert totals("\n".join(lines))["tensors"].startswith("20 in")
 
 
+def test_other_names_are_read_and_a_head_that_is_the_table_is_not_left_out():
+    other = [
+        dataclasses.replace(
+            item, name=f"_orig_mod.{item.name.replace('model.embed_tokens', 'lm_head').removeprefix('model.')}"
+        )
+        for item in stored(TIED)
+    ]
+    assert outline(TIED, other) == outline(TIED, stored(TIED))
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [

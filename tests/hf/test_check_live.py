@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from convert.check import EXACT, check
 from convert.hf_to_flax import convert
@@ -27,6 +30,30 @@ def test_a_right_conversion_passes_by_far(case, dtype, tmp_path):
     found = check(tmp_path / "out", FIXTURES / case)
     assert found.passed and found.limit == EXACT and found.relative_error < EXACT / 10
     assert found.positions == 640 and found.top1_agreement > 0.99
+
+
+@pytest.mark.parametrize(
+    ("case", "renamed"),
+    [
+        ("sharded", lambda name: f"_orig_mod.{name}"),
+        ("mha", lambda name: f"module.{name}"),
+        ("gqa", lambda name: name.removeprefix("model.")),
+        ("tied", lambda name: name.replace("model.embed_tokens", "lm_head")),
+    ],
+)
+def test_other_names_are_the_same_model(case, renamed, tmp_path):
+    """transformers has the plain names; its own reading of the others is the check's reference."""
+    source = Path(shutil.copytree(FIXTURES / case, tmp_path / case))
+    for file in source.glob("*.safetensors"):
+        save_file({renamed(name): values for name, values in load_file(file).items()}, file, {"format": "pt"})
+    if (index := source / "model.safetensors.index.json").is_file():
+        found = json.loads(index.read_text())
+        found["weight_map"] = {renamed(name): file for name, file in found["weight_map"].items()}
+        index.write_text(json.dumps(found))
+    convert(source, tmp_path / "out")
+    for reference in (source, FIXTURES / case):
+        found = check(tmp_path / "out", reference)
+        assert found.passed and found.relative_error < EXACT / 10
 
 
 def test_a_wrong_conversion_fails(tmp_path):

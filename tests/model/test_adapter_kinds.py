@@ -18,7 +18,9 @@ from kangaroo_jax.model import (
     LlamaConfig,
     RopeScaling,
     abstract_adapter,
+    abstract_params,
     draft_head,
+    forward,
     fused_parts,
     head_kernel,
     init_adapter,
@@ -32,6 +34,18 @@ from kangaroo_jax.model.layers import Attention, share
 CONFIG = LlamaConfig(31, 23, 29, 3, 6, 2, 14, rms_norm_eps=1e-3)
 QWEN = LlamaConfig(31, 23, 29, 3, 6, 2, 14, rms_norm_eps=1e-3, model_type="qwen2")
 LENGTH = 61
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("adapter", [AdapterConfig(kind) for kind in ADAPTER_KINDS], ids=ADAPTER_KINDS)
+def test_ranks_are_never_promoted_unasked(family: str, adapter: AdapterConfig) -> None:
+    """jax_numpy_rank_promotion may be "raise" wherever a user's own program calls these."""
+    config = dataclasses.replace(CONFIG, model_type=family)
+    with jax.numpy_rank_promotion("raise"):
+        drafting, states = abstract_adapter(config, adapter), jax.ShapeDtypeStruct((2, 5, 23), jnp.float32)
+        ids = jax.ShapeDtypeStruct((2, 5), jnp.int32)
+        jax.eval_shape(functools.partial(forward, config), abstract_params(config), ids)
+        jax.eval_shape(lambda p, x, at: run(config, p, x, at, None, adapter), drafting, states, ids)
 
 
 def run(config: LlamaConfig, params: Any, x: Any, positions: Any, cache: Any, adapter: AdapterConfig) -> Any:

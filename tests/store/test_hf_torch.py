@@ -61,6 +61,48 @@ def test_a_tied_head_that_is_stored(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read_hf(directory)[1], read_hf(LLAMA / "tied")[1])
 
 
+NAMES = {
+    "a base model": lambda name: name.removeprefix("model."),
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "the head alone": lambda name: name.replace("model.embed_tokens", "lm_head"),
+    "all three": lambda name: f"_orig_mod.{name.replace('model.embed_tokens', 'lm_head').removeprefix('model.')}",
+}
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+@pytest.mark.parametrize("named", NAMES)
+def test_a_tied_checkpoint_under_other_names(named, form, tmp_path):
+    directory = Path(shutil.copytree(LLAMA / "tied", tmp_path / "tied"))
+    file = directory / "model.safetensors"
+    tensors = {NAMES[named](name): values for name, values in load_file(file).items()}
+    if form == "bin":
+        file.unlink()
+        write_torch(directory / "pytorch_model.bin", tensors)
+    else:
+        write_safetensors(file, tensors)
+    config, expected = read_hf(LLAMA / "tied")
+    again, found = read_hf(directory)
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_two_heads_of_a_tied_config(form, tmp_path):
+    directory = as_torch(LLAMA / "tied", tmp_path / "tied")
+    file = directory / "pytorch_model.bin"
+    tensors = {tensor.name: np.asarray(tensor) for tensor in stored_tensors(file)}
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"][::-1].copy()
+    if form == "bin":
+        write_torch(file, tensors)
+    else:
+        write_safetensors(directory / "model.safetensors", tensors)
+    refused(directory, "lm_head.weight; it differs from the embedding table, .* set tie_word_embeddings to false")
+    fields = json.loads((directory / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (directory / "config.json").write_text(json.dumps(fields))
+    head = read_hf(directory)[1]["lm_head"]["kernel"]
+    np.testing.assert_array_equal(head, tensors["lm_head.weight"].T)
+
+
 def test_safetensors_are_preferred(tmp_path):
     directory = as_torch(LLAMA / "gqa", tmp_path / "gqa")
     shutil.copy(LLAMA / "gqa" / "model.safetensors", directory)

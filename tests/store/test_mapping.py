@@ -15,6 +15,7 @@ from kangaroo_jax.store.mapping import (
     ExtraTensors,
     MisshapenTensors,
     MissingTensors,
+    canonical,
     check_tied_head,
     entries,
     flatten,
@@ -215,8 +216,62 @@ def test_a_stored_copy_of_tied_embeddings_is_ignored_and_another_head_is_refused
     tensors = random_tensors(TIED)
     table = tensors["model.embed_tokens.weight"]
     assert "lm_head" not in to_flax(TIED, tensors | {"lm_head.weight": table.copy()})
-    with pytest.raises(ExtraTensors, match=r"lm_head.weight"):
+    with pytest.raises(ExtraTensors, match=r"lm_head.weight; it differs .* set tie_word_embeddings to false to keep"):
         to_flax(TIED, tensors | {"lm_head.weight": table + 1})
+
+
+WRAPPED = ["_orig_mod.{}", "module.{}", "module.module.{}", "_orig_mod.module.{}", "module._orig_mod.{}"]
+
+
+@pytest.mark.parametrize("config", [GQA, TIED, QWEN2, QWEN3], ids=["gqa", "tied", "qwen2", "qwen3"])
+@pytest.mark.parametrize("wrapped", ["{}", *WRAPPED])
+def test_names_of_base_models_and_wrappers_are_read(config, wrapped):
+    tensors, base = random_tensors(config), {}
+    for name, values in tensors.items():
+        base[wrapped.format(name.removeprefix("model."))] = values
+    np.testing.assert_equal(to_flax(config, base), to_flax(config, tensors))
+    whole = {wrapped.format(name): values for name, values in tensors.items()}
+    np.testing.assert_equal(to_flax(config, whole), to_flax(config, tensors))
+
+
+def test_layers_may_be_wrapped_one_by_one():
+    tensors = random_tensors(GQA)
+    layers = {
+        name.replace(".self_attn.", "._orig_mod.self_attn.").replace(".mlp.", ".mlp._orig_mod."): values
+        for name, values in tensors.items()
+    }
+    assert layers.keys() != tensors.keys()
+    np.testing.assert_equal(to_flax(GQA, layers), to_flax(GQA, tensors))
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.norm.weight", "my_module.norm.weight", "layer.0.weight"])
+def test_other_names_stay(name):
+    assert canonical(name) == name
+
+
+def test_a_tensor_under_two_names_is_a_duplicate():
+    tensors = random_tensors(GQA)
+    for name in ("norm.weight", "_orig_mod.model.norm.weight"):
+        with pytest.raises(DuplicateTensors, match=r"more than once: model.norm.weight;"):
+            to_flax(GQA, tensors | {name: tensors["model.norm.weight"]})
+
+
+def test_a_tied_head_may_be_what_is_stored():
+    tensors = random_tensors(TIED)
+    alone = {name.replace("model.embed_tokens", "lm_head"): values for name, values in tensors.items()}
+    np.testing.assert_equal(to_flax(TIED, alone), to_flax(TIED, tensors))
+    with pytest.raises(MissingTensors, match=r"^1 tensors are missing: model.embed_tokens.weight; are config.json"):
+        to_flax(dataclasses.replace(TIED, tie_word_embeddings=False), alone)
+
+
+def test_a_base_model_without_the_head_it_needs_is_named():
+    base = {name.removeprefix("model."): values for name, values in random_tensors(GQA).items()}
+    del base["lm_head.weight"]
+    with pytest.raises(MissingTensors, match=r"^1 tensors are missing: lm_head.weight; this is a base model: save it"):
+        to_flax(GQA, base)
+    del base["norm.weight"]
+    with pytest.raises(MissingTensors, match=r"^2 tensors are missing: .*; are config.json and weights those of one"):
+        to_flax(GQA, base)
 
 
 def test_dtypes_that_differ_become_float32_and_an_asked_one_is_given():

@@ -53,7 +53,6 @@ def test_every_id_is_in_the_vocabulary(tokenizer: Tokenizer, directory: Path) ->
     assert (backend.unk_token_id, backend.bos_token_id, backend.eos_token_id) == (0, 1, 2)
     assert backend.model_max_length == 1024
     assert tokenizer.special_ids == {0, 1, 2}
-    assert not tokenizer.byte_ids
 
 
 def test_bytes_outside_utf8_become_replacement_characters(tokenizer: Tokenizer) -> None:

@@ -53,7 +53,7 @@ def test_bytes(byte_level: Tokenizer, prompt: list[int], ids: list[int], cuts: l
 
 
 @given(prompt=st.lists(FALLBACK, max_size=5), ids=st.lists(FALLBACK, max_size=30), cuts=CUTS, stops=STOPS)
-@example(prompt=[1], ids=[*HAN, 3 + 0xFF, 260], cuts=[3], stops=["\ufffd"])  # What looked like a character is none.
+@example(prompt=[1], ids=[*HAN, 3 + 0xFF, 260], cuts=[3], stops=["\ufffd"])
 def test_byte_fallback(
     byte_fallback: Tokenizer, prompt: list[int], ids: list[int], cuts: list[int], stops: list[str]
 ) -> None:
@@ -76,6 +76,32 @@ def test_text_of_each_id_is_cut_at_the_stop(byte_fallback: Tokenizer) -> None:
     reader = check(byte_fallback, [1], [[hop, space_hop, eos, hop, hop]], ["ophop"])
     assert (reader.text, reader.stopped, reader.count) == ("hop h", True, 4)
     assert reader.token_texts == ("hop", " h", "", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "shown", "count"), [("\n", "\n", "", 1), ("\n\n\n", "\n\n", "", 2), ("漢。漢", "。", "漢", 6)]
+)
+def test_a_stop_within_a_run_of_bytes(byte_fallback: Tokenizer, text: str, stop: str, shown: str, count: int) -> None:
+    hop = 261
+    reader = check(byte_fallback, [1, hop], [[*ids_of(text)], [hop]], [stop])
+    assert (reader.text, reader.stopped, reader.count) == (shown, True, count)
+
+
+def test_a_budget_that_cuts_a_character_leaves_those_before(byte_fallback: Tokenizer) -> None:
+    reader = check(byte_fallback, [1], [HAN, HAN[:2]], [])
+    assert reader.token_texts == ("", "", "漢", "", "\ufffd\ufffd")
+
+
+def test_special_tokens_in_a_stop_string(byte_fallback: Tokenizer) -> None:
+    hop, space_hop, eos = 261, 260, 2
+    ids = [hop, eos, space_hop, *HAN, eos, hop]
+    for stop, shown, count in (("</s> h", "hop", 3), ("漢</s>", "hop hop", 7), ("</s>h", "hop hop漢", 8)):
+        reader = Reader(byte_fallback, [1], [stop])
+        assert reader.push(ids) + reader.finish() == reader.text == "".join(reader.token_texts) == shown
+        assert (reader.stopped, reader.count) == (True, count)
+    # As text it is what it spells; alone, the token ends texts elsewhere.
+    assert check(byte_fallback, [1], [ids], ["</s>"]).text == "hop hop漢hop"
+    assert check(byte_fallback, [1], [ids_of("a</s>")], ["</s>"]).text == "a"
 
 
 def test_ids_after_the_stop_are_ignored(byte_level: Tokenizer) -> None:

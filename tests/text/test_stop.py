@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -49,6 +50,26 @@ def test_any_pieces_give_what_the_definition_gives(stops: list[str], text: str, 
         assert shown == (arrived.removesuffix(begun(arrived, stops)) if expected is None else expected)
     shown += scanner.finish()
     assert shown == (text if cut(text, stops) is None else cut(text, stops))
+
+
+# Numbers stand for special tokens, whose texts, other than letters, may also be spelled.
+@given(
+    stops=st.lists(st.text("ab<>", min_size=1, max_size=4), max_size=4),
+    parts=st.lists(st.sampled_from(["a", "b", "<", ">", 0, 1]), max_size=14),
+)
+@example(stops=["a<a>", "b"], parts=["a", 0, 1, "b"])  # The longer token is meant.
+@example(stops=["<a>"], parts=["a", 0, "<", "a", ">"])  # Alone it is none of this scanner's.
+def test_special_tokens_within_stop_strings(stops: list[str], parts: list[Any]) -> None:
+    special = ["<a", "<a>"]
+    scanner = StopScanner(stops, special)
+    mixed = [stop.replace("<a>", "1").replace("<a", "0") for stop in stops if stop not in special]
+    shown = "".join(
+        scanner.push(part if isinstance(part, str) else scanner.marks.get(special[part], "")) for part in parts
+    )
+    expected = cut("".join(map(str, parts)), [*stops, *mixed])
+    assert scanner.stopped == (expected is not None)
+    whole = "".join(map(str, parts)) if expected is None else expected
+    assert shown + scanner.finish() == whole.replace("0", "").replace("1", "")
 
 
 def test_nothing_is_shown_after_a_stop() -> None:

@@ -123,10 +123,9 @@ def test_a_model_that_would_be_read_otherwise_is_refused(options: dict[str, Any]
         load_tokenizer(tmp_path)
 
 
-def test_special_and_byte_ids(llama_directory: Path) -> None:
+def test_special_ids(llama_directory: Path) -> None:
     tokenizer = load_tokenizer(llama_directory)
     assert tokenizer.special_ids == {0, 1, 2}
-    assert tokenizer.byte_ids == set(range(3, 259))
 
 
 def test_decode_leaves_special_tokens_out_and_takes_arrays(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from workshop.command import Terminated, check_counts, check_numbers, exit_status
@@ -55,6 +57,15 @@ def test_what_ends_a_command(
 def test_a_mistake_of_the_program_is_not_hidden() -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         exit_status(raising(RuntimeError("a bug")))
+
+
+def test_what_a_user_has_set_for_jax_is_nothing_to_a_command() -> None:
+    def work() -> int:
+        assert (jnp.ones((2, 3)) + jnp.arange(3)).dtype == jnp.float32
+        return 7
+
+    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        assert exit_status(work) == 7
 
 
 def test_a_command_may_have_a_status_of_its_own() -> None:
