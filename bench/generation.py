@@ -41,19 +41,25 @@ def paired(calls: dict[str, Call], repeats: int) -> dict[str, float]:
     return ratios | {"seconds": statistics.median(times[base])}
 
 
+def methods(params: kangaroo_jax.Params) -> tuple[str, ...]:
+    """Return the methods a model can be decoded with."""
+    return ("plain",) if params.draft is None else ("kangaroo", "plain")
+
+
 def batch(params: kangaroo_jax.Params, repeats: int) -> Iterable[str]:
-    """Compare one call with a list of prompts with a call for each of them: throughput."""
-    texts = [row["prompt"] for row in read_prompts()][:8]
-    for method in ("kangaroo", "plain"):
-        for size in (2, 4, 8):
-            prompts = texts[:size]
+    """Compare one call with a list of prompts with a call for each of them: throughput; no text ends early."""
+    texts = [row["prompt"] for row in read_prompts()]
+    for method in methods(params):
+        for size in (2, 4, 8, 16):
+            prompts = (texts * size)[:size]
+            options: dict[str, Any] = {"method": method, "max_new_tokens": TOKENS, "eos_token_id": ()}
 
-            def together(prompts: list[str] = prompts, method: str = method) -> None:
-                kangaroo_jax.generate(params, prompts, method=method, max_new_tokens=TOKENS)
+            def together(prompts: list[str] = prompts, options: dict[str, Any] = options) -> None:
+                kangaroo_jax.generate(params, prompts, **options)
 
-            def singles(prompts: list[str] = prompts, method: str = method) -> None:
+            def singles(prompts: list[str] = prompts, options: dict[str, Any] = options) -> None:
                 for prompt in prompts:
-                    kangaroo_jax.generate(params, prompt, method=method, max_new_tokens=TOKENS)
+                    kangaroo_jax.generate(params, prompt, **options)
 
             ratios = paired({"together": together, "singles": singles}, repeats)
             yield f"batch of {size}, {method:8}   {ratios['singles']:.2f} x the throughput of {size} single calls"
@@ -80,27 +86,29 @@ def stream(params: kangaroo_jax.Params, repeats: int) -> Iterable[str]:
 
 
 def sampling(params: kangaroo_jax.Params, repeats: int) -> Iterable[str]:
-    """Compare a round that draws its tokens with a greedy one, and Kangaroo with plain decoding when sampling."""
-    prompt = read_prompts()[0]["prompt"]
+    """Compare rounds that draw their tokens with greedy ones, by size of the batch."""
+    texts = [row["prompt"] for row in read_prompts()]
+    drawn: dict[str, Any] = {"do_sample": True, "temperature": 0.7, "top_k": 0}
     settings: dict[str, dict[str, Any]] = {
         "greedy": {},
-        "temperature 0.7, no cuts": {"do_sample": True, "temperature": 0.7, "top_k": 0},
-        "temperature 0.7, top_k 50, top_p 0.9": {"do_sample": True, "temperature": 0.7, "top_p": 0.9},
+        "temperature 0.7": drawn,
+        "top_k 50": drawn | {"top_k": 50},
+        "top_p 0.9": drawn | {"top_p": 0.9},
+        "top_k 50, top_p 0.9, min_p 0.05": drawn | {"top_k": 50, "top_p": 0.9, "min_p": 0.05},
     }
-    rounds: dict[str, list[float]] = {name: [] for name in settings}
-    speedups: dict[str, list[float]] = {name: [] for name in settings}
-    for turn in range(-1, repeats):
-        for name, options in settings.items():
-            options = options | {"max_new_tokens": TOKENS, "seed": turn + 1}
-            mine = kangaroo_jax.generate(params, prompt, method="kangaroo", **options).stats
-            plain = kangaroo_jax.generate(params, prompt, method="plain", **options).stats
-            if turn >= 0:
-                rounds[name].append(mine.decode_seconds / mine.rounds)
-                speedups[name].append(mine.tokens_per_second / plain.tokens_per_second)
-    for name in settings:
-        cost = statistics.median(a / b for a, b in zip(rounds[name], rounds["greedy"], strict=True))
-        speedup = statistics.median(speedups[name])
-        yield f"{name:38} a round takes {cost:.2f} x a greedy one; {speedup:.2f} x plain decoding"
+    for method in methods(params):
+        for size in (1, 8, 16):
+            prompts = (texts * size)[:size]
+            rounds: dict[str, list[float]] = {name: [] for name in settings}
+            for turn in range(-1, repeats):
+                for name, options in settings.items():
+                    options = options | {"seed": turn + 1, "max_new_tokens": TOKENS, "eos_token_id": ()}
+                    stats = [each.stats for each in kangaroo_jax.generate(params, prompts, method=method, **options)]
+                    if turn >= 0:
+                        rounds[name].append(stats[0].decode_seconds / max(each.rounds for each in stats))
+            for name in list(settings)[1:]:
+                cost = statistics.median(a / b for a, b in zip(rounds[name], rounds["greedy"], strict=True))
+                yield f"batch of {size}, {method:8} {name:32} a round takes {cost:.2f} x a greedy one"
 
 
 def chat(params: kangaroo_jax.Params, repeats: int) -> Iterable[str]:
@@ -147,6 +155,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("part", nargs="*", help=f"what to measure: {', '.join(PARTS)} (default: all)")
     parser.add_argument("--model", default="joey", help="as for kangaroo_jax.load (default: %(default)s)")
+    parser.add_argument("--dtype", default="float32", help="as for kangaroo_jax.load (default: %(default)s)")
+    parser.add_argument("--kernels", default="auto", help="as for kangaroo_jax.load (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="measured runs of each (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.repeats < 1:
@@ -155,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
 
     def work() -> None:
-        params = kangaroo_jax.load(args.model, dtype="float32")
+        params = kangaroo_jax.load(args.model, dtype=args.dtype, kernels=args.kernels)
         for name in tqdm(args.part or PARTS, disable=not sys.stderr.isatty()):
             for line in PARTS[name](params, args.repeats):
                 tqdm.write(line)
