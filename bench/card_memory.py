@@ -14,12 +14,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from tqdm import tqdm
 
 from bench import hlo
 from bench.abstract_programs import CARDS, WHEELS, Program, build, drafting, gpu, lower, tracing_for
 from kangaroo_jax import decode as dec
 from kangaroo_jax.engine import ONE_GRAPH, sequence_bytes
+from kangaroo_jax.progress import progress
 from workshop.command import exit_status
 from workshop.published_shapes import SHAPES
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: if the compiler is missing.
     """
-    bar = tqdm(total=2 * len(args.shape) * len(args.batch), desc="compiling", disable=not sys.stderr.isatty())
+    bar = progress(total=2 * len(args.shape) * len(args.batch), desc="compiling")
     head = [*HEAD, *(f"of {card}" for card in sizes_of_cards())]
     print(
         f"GiB; {DTYPE}, {args.slots} slots, exit layer {args.exit_layer}, gamma {args.gamma}, jax {jax.__version__}\n"

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from kangaroo_jax import Params
 from kangaroo_jax.files import first_line, read_json, whole_directory, write_json
+from kangaroo_jax.progress import progress
 from kangaroo_jax.store import companion, read_config, resolve
 from kangaroo_jax.text import Tokenizer, load_tokenizer
 from workshop.command import exit_status
@@ -83,10 +83,10 @@ def make_datastore(
         import pydivsufsort
     except ImportError as error:
         raise ValueError("the datastore needs pydivsufsort: pip install 'kangaroo-jax[bench]'") from error
-    probe, prefix, quiet = _probe(tokenizer), tokenizer.encode(""), not sys.stderr.isatty()
+    probe, prefix = _probe(tokenizer), tokenizer.encode("")
     kind = np.min_scalar_type(vocab_size - 1)
     pieces: list[np.ndarray] = []
-    with tqdm(total=sum(map(len, texts)), desc="tokenise", unit="char", unit_scale=True, disable=quiet) as bar:
+    with progress(total=sum(map(len, texts)), desc="tokenise", unit="char", unit_scale=True) as bar:
         for text in texts:
             pieces.append(np.array(prefix, kind))
             for piece in cut_at_lines(text):
@@ -98,8 +98,7 @@ def make_datastore(
     if len(tokens) > np.iinfo(np.int32).max:
         raise ValueError(f"{data} has {len(tokens):,} tokens; a datastore holds 2^31 - 1: pass less text")
     with whole_directory(folder, replace=replace) as staged:
-        if not quiet:
-            print(f"sorting {len(tokens):,} suffixes", file=sys.stderr)
+        print(f"sorting {len(tokens):,} suffixes", file=sys.stderr)
         suffixes = pydivsufsort.divsufsort(tokens)
         np.save(staged / _TOKENS, tokens)
         np.save(staged / _ORDER, suffixes.astype(np.int32))

@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 import kangaroo_jax
+from kangaroo_jax.progress import progress
 from kangaroo_jax.proof import read_prompts
 from kangaroo_jax.store import resolve
 from workshop.command import exit_status
@@ -166,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> None:
         params = kangaroo_jax.load(args.model, dtype=args.dtype, kernels=args.kernels)
-        for name in tqdm(args.part or PARTS, disable=not sys.stderr.isatty()):
+        for name in progress(args.part or PARTS, unit="part"):
             for line in PARTS[name](params, args.repeats):
                 tqdm.write(line)
 

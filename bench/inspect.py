@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from bench import hlo, thunks
 from bench.abstract_programs import CARDS, WHEELS, Compiled, Lowered, Program, build, drafting, gpu, lower
 from kangaroo_jax import decode as dec
 from kangaroo_jax.engine import ONE_GRAPH
 from kangaroo_jax.model import LlamaConfig
+from kangaroo_jax.progress import progress
 from kangaroo_jax.store import DTYPES, EMBEDDED, read_config, resolve
 from workshop.command import exit_status
 from workshop.published_shapes import SHAPES
@@ -184,7 +184,7 @@ def run(args: argparse.Namespace) -> None:
         wheels=args.wheels,
     )
     total = len(programs) * len(TARGETS[args.target])
-    reports = list(tqdm(found, total=total, desc="compiling", disable=not sys.stderr.isatty()))
+    reports = list(progress(found, total=total, desc="compiling"))
     print(
         f"{shape} for {args.target}, {dtype}, {config.num_hidden_layers} layers, exit layer {args.exit_layer}, gamma "
         f"{args.gamma}, {args.slots} slots, one sequence; jax {jax.__version__}\n"

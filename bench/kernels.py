@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 import kangaroo_jax
 from bench import machine
@@ -30,6 +29,7 @@ from bench.shapes import random_params
 from bench.traffic import traffic
 from kangaroo_jax.engine import Options, Run, plan
 from kangaroo_jax.kernels import instruction_set, pack_adapter, pack_target, why_not
+from kangaroo_jax.progress import progress
 from kangaroo_jax.tuning import CostTimers
 from workshop.command import check_counts, exit_status
 from workshop.places import check_file, write_figures
@@ -114,7 +114,7 @@ def measure(params: kangaroo_jax.Params, args: argparse.Namespace) -> dict[str, 
     """Measure everything in turn; the figures, as JSON has them."""
     models = ways(params)
     steps = args.repeats * (1 + (0 if args.shape else args.limit))
-    with tqdm(total=steps, desc="compiling", unit="turn", disable=not sys.stderr.isatty()) as bar:
+    with progress(total=steps, desc="compiling", unit="turn") as bar:
         timers = {way: CostTimers(model, gammas=(7,), rows=args.rows) for way, model in models.items()}
         prefills = {way: prefill_timer(model) for way, model in models.items()}
         rate = machine.matvec(machine.megabytes())

@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 import kangaroo_jax
 from bench.llama_cpp_peers import KV_TYPES, LlamaCpp, check_gguf, physical_cores
@@ -41,6 +40,7 @@ from bench.peers_report import report, summary
 from bench.question_set import prompt_of, read_questions
 from bench.transformers_peers import Transformers, check_torch, their_directory
 from kangaroo_jax.engine import prompt_ids
+from kangaroo_jax.progress import progress
 from kangaroo_jax.proof import read_prompts
 from workshop.command import check_counts, exit_status
 from workshop.places import check_file, write_figures
@@ -147,7 +147,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     prompts = prompts[: args.limit]
     longest = min(max(map(len, prompts)) + args.max_new_tokens, params.config.max_position_embeddings)
     theirs = load_peers(directory, params, args, longest)
-    bar = tqdm(total=args.repeats * len(prompts), unit="turn", disable=not sys.stderr.isatty())
+    bar = progress(total=args.repeats * len(prompts), unit="turn")
     rows = race(methods(params, args, theirs), prompts, args.repeats, bar.update)
     bar.close()
     return {

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 import kangaroo_jax
 from bench import machine
@@ -31,6 +30,7 @@ from bench.ties import ROWS, ties
 from bench.traffic import size, traffic
 from kangaroo_jax.engine import compile_with
 from kangaroo_jax.model import abstract_params
+from kangaroo_jax.progress import progress
 from kangaroo_jax.tuning import measure_costs
 from workshop.command import exit_status
 from workshop.places import check_file, write_figures
@@ -49,7 +49,7 @@ def measure(params: kangaroo_jax.Params, settings: Settings, graphs: Sequence[st
         ValueError: if the model has no adapter, or its context is too short.
     """
     turns = settings.repeats * len(graphs)
-    bar = tqdm(total=turns, desc="compiling", unit="turn", disable=not sys.stderr.isatty())
+    bar = progress(total=turns, desc="compiling", unit="turn")
     timed = Turns(params, settings, graphs)
     parts = traffic(params, timed.slots)
 

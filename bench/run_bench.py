@@ -25,6 +25,7 @@ from bench.settings import make_all, parse_settings
 from bench.split import measure_parts, time_split
 from bench.summary import rate, summarise
 from kangaroo_jax.files import whole_file, write_json
+from kangaroo_jax.progress import progress
 from workshop.places import claimed
 
 
@@ -106,21 +107,20 @@ def measure(
         args.repeats,
         record["compile_seconds"],
     )
-    quiet = not sys.stderr.isatty()
-    with tqdm(total=len(methods) * WARM_UPS, desc="warming up", unit="run", disable=quiet, leave=False) as bar:
+    with progress(total=len(methods) * WARM_UPS, desc="warming up", unit="run", leave=False) as bar:
         protocol.warm_up(questions[0], bar.update)
     per_question = len(methods) * args.repeats
     speeds: dict[str, list[float]] = {name: [rate(a) for a in found] for name, found in folder.answers().items()}
     total = len(questions) * per_question
     try:
-        with tqdm(total=total, initial=total - len(todo) * per_question, unit="answer", disable=quiet) as bar:
+        with progress(total=total, initial=total - len(todo) * per_question, unit="answer") as bar:
             for place in todo:
                 answers: dict[tuple[str, int], Answer] = {}
                 for name, answer in protocol.ask(questions[place], place):
                     answers[name, answer.run] = answer
                     speeds[name].append(rate(answer))
                     bar.set_description(f"{name}, question {answer.question_id}", refresh=False)
-                    bar.set_postfix_str(progress(speeds), refresh=False)
+                    bar.set_postfix_str(so_far(speeds), refresh=False)
                     bar.update()
                 folder.add(answers)
                 said, answered = len(questions[place].turns), len(answers[PLAIN, 1].turns)
@@ -136,7 +136,7 @@ def measure(
         folder.save()
 
 
-def progress(speeds: Mapping[str, Sequence[float]]) -> str:
+def so_far(speeds: Mapping[str, Sequence[float]]) -> str:
     """Return the methods' speeds so far."""
     known = {name: statistics.median(found) for name, found in speeds.items() if found}
     return ", ".join(f"{name} {value:.4g}" for name, value in known.items()) + " tokens/s"
@@ -153,8 +153,7 @@ def split(
     folder: Folder, params: kangaroo_jax.Params, methods: Mapping[str, Ready], questions: Sequence[Question]
 ) -> None:
     """Measure what the parts of the methods' rounds cost, and note it in the record."""
-    quiet = not sys.stderr.isatty()
-    with tqdm(total=len(methods), desc="costs of parts", unit="method", disable=quiet, leave=False) as bar:
+    with progress(total=len(methods), desc="costs of parts", unit="method", leave=False) as bar:
         folder.record["costs"] = measure_parts(methods, prompt_of(params, questions[0], []), tick=bar.update)
     folder.save()
 

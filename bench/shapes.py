@@ -21,11 +21,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 import kangaroo_jax
 from kangaroo_jax.files import check_vacant, whole_directory, write_json
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, abstract_adapter, abstract_params, init_adapter
+from kangaroo_jax.progress import progress
 from kangaroo_jax.store import TORCH_INDEX, TORCH_SINGLE, config_to_hf, entries, save_adapter, write_torch
 from kangaroo_jax.text import NoTokenizer
 from workshop.command import exit_status
@@ -80,7 +80,7 @@ def write_random(directory: Path, config: LlamaConfig, seed: int = 0, shard_byte
     if len(shards) > 1:
         names = [f"pytorch_model-{number + 1:05d}-of-{len(shards):05d}.bin" for number in range(len(shards))]
     with whole_directory(directory) as staged:
-        for name, shard in zip(tqdm(names, desc=f"writing {directory.name}", unit="file"), shards, strict=True):
+        for name, shard in zip(progress(names, desc=f"writing {directory.name}", unit="file"), shards, strict=True):
             write_torch(staged / name, shard)
         if len(shards) > 1:
             weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}

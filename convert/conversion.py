@@ -16,6 +16,7 @@ from convert.outline import outline
 from convert.sources import TEXT_FILES
 from kangaroo_jax.files import check_vacant, partial_of, resumable_directory, write_json
 from kangaroo_jax.gguf import is_gguf
+from kangaroo_jax.progress import progress
 from kangaroo_jax.store import (
     FORMAT,
     Leaf,
@@ -137,7 +138,7 @@ def _write_params(leaves: list[Leaf], staged: Path, name: str) -> None:
     writer = ParamsWriter(staged / _PARTS)
     done = sum(leaf.nbytes for leaf in leaves if leaf.path in writer.saved)
     total = sum(leaf.nbytes for leaf in leaves)
-    with tqdm(total=total, initial=done, desc=f"converting {name}", unit="B", unit_scale=True) as bar:
+    with progress(total=total, initial=done, desc=f"converting {name}", unit="B", unit_scale=True) as bar:
         for leaf in leaves:
             if leaf.path not in writer.saved:
                 writer.add(leaf.path, leaf.read())

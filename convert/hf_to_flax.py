@@ -18,13 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from convert.check import check, check_reference
 from convert.conversion import convert, dry_run
 from convert.sources import locate
 from kangaroo_jax.files import check_vacant
 from kangaroo_jax.gguf import whole_name
+from kangaroo_jax.progress import progress
 from kangaroo_jax.store import ALIASES, DTYPES, EMBEDDED, converted, expand, find_adapter
 from workshop.command import exit_status
 
@@ -81,7 +80,7 @@ def _run(args: argparse.Namespace, out: Path) -> None:
     if args.check is not None:
         reference = None if args.check == _TRANSFORMERS else expand(args.check)
         check_reference(source, reference)
-        verify = partial(check, reference=reference, progress=partial(tqdm, desc="checking", unit="layer"))
+        verify = partial(check, reference=reference, progress=partial(progress, desc="checking", unit="layer"))
     print(_table(convert(source, out, args.dtype, force=args.force, verify=verify)))
     by_name = args.out is None and args.source not in EMBEDDED
     model = out.name if by_name else shlex.quote(str(out))

@@ -20,6 +20,7 @@ MAY: dict[str, str] = {
     "kangaroo_jax.files": "",
     "kangaroo_jax.version": "",
     "kangaroo_jax.kernels": "",
+    "kangaroo_jax.progress": "",
     "kangaroo_jax.gguf": "checks files",
     "kangaroo_jax.text": "checks gguf",
     "kangaroo_jax.model": "checks kernels",
@@ -34,11 +35,11 @@ MAY: dict[str, str] = {
     "kangaroo_jax.tuning": "checks version model store params decode engine api proof",
     "kangaroo_jax": "version model params engine api chat proof tuning",
     "workshop": "files version model store",
-    "convert": "files gguf text model store workshop",
-    "train": "checks files gguf text model store baselines params engine kangaroo_jax workshop",
-    "bench": "checks files version kernels text model store baselines params decode engine proof tuning kangaroo_jax "
-    "workshop",
-    "kangaroo_jax.cli": "files kernels model store engine proof tuning kangaroo_jax",
+    "convert": "files progress gguf text model store workshop",
+    "train": "checks files progress gguf text model store baselines params engine kangaroo_jax workshop",
+    "bench": "checks files version progress kernels text model store baselines params decode engine proof tuning "
+    "kangaroo_jax workshop",
+    "kangaroo_jax.cli": "files progress kernels model store engine proof tuning kangaroo_jax",
     "kangaroo_jax.__main__": "cli",
 }
 ROOMS = {f"kangaroo_jax.{path.parent.name}" for path in ROOT.glob("kangaroo_jax/*/__init__.py")}
@@ -201,7 +202,7 @@ def test_a_file_name_is_of_one_file() -> None:
         ("kangaroo_jax.text.tokenizer", "import kangaroo_jax.model"),
         ("kangaroo_jax.store.hf", "from kangaroo_jax.decode import state"),
         ("kangaroo_jax.api", "from train.corpus import BOS"),
-        ("kangaroo_jax.proof.lossless", "from kangaroo_jax.cli.terminal import progress"),
+        ("kangaroo_jax.proof.lossless", "from kangaroo_jax.cli.terminal import write"),
         ("train.adapter", "from kangaroo_jax import cli"),
         ("convert.hf_to_flax", "from train import step"),
         ("train.adapter", "import convert.hf_to_flax as c"),

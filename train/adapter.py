@@ -25,7 +25,7 @@ from train.evaluation import Decoding, figures_of, held_out_evaluation
 from train.loss import joint_loss
 from train.optimizer import each_alone, learning_rate
 from train.preparation import Run, prepare, read_data, settle
-from train.render import show_mask
+from train.render import BETWEEN, show_mask
 from train.report import draw
 from train.run_log import LOG
 from train.step import init_state, make_train_step, place
@@ -106,7 +106,8 @@ def show(args: argparse.Namespace) -> None:
     args = settle(args, config)
     tokenizer = load_tokenizer(directory, config.vocab_size)
     data = read_data(args, config, tokenizer)
-    print(show_mask(data.samples(args.show_mask), tokenizer, colour=sys.stdout.isatty()))
+    colour = sys.stdout.isatty()
+    print(BETWEEN.join(show_mask(batch, tokenizer, colour=colour) for batch in data.samples(args.show_mask)))
     left_out = f"; {data.bad_rows}" if data.bad_rows.seen else ""
     print(f"{data.tokens.trained:,} of {data.tokens.all:,} tokens are predicted{left_out}")
 

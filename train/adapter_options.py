@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--chat-template", type=Path, metavar="FILE", help="Jinja, for conversations (default: the model's own)")
     masks = "predictions of conversations that count: of replies, or as the authors' code has it, two positions late"
     add("--mask", choices=("reply", "upstream"), default="reply", help=f"{masks} (default: %(default)s)")
-    show = "print N rows with the tokens marked whose predictions count, and train nothing"
+    show = "print N rows of each kind with the tokens marked whose predictions count, and train nothing"
     add("--show-mask", type=int, default=0, metavar="N", help=f"{show} (default: %(default)s)")
     out = "folder of the adapter, or of one folder for each of several"
     where = "adapter or adapters in the model's folder; for joey and files in runs"

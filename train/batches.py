@@ -1,4 +1,4 @@
-"""Batches of a fixed order: windows of plain text, and conversations gathered by length.
+"""Batches of a fixed order: windows of plain text, conversations gathered by length, and both in turn.
 
 The batch of a step is a function of the seed and the step alone, so a resumed run sees the batches it would have seen.
 """
@@ -77,6 +77,11 @@ class Windows:
         """Batches that have as many tokens as the text."""
         return -(-self.tokens.all // (self.shape.rows * self.shape.length))
 
+    @property
+    def epoch_tokens(self) -> int:
+        """Tokens in these batches."""
+        return self.steps * self.shape.rows * self.shape.length
+
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Yield the batches of ``first_step`` and later steps, without end."""
         for step in itertools.count(first_step):
@@ -124,6 +129,11 @@ class Conversations:
         """Batches of an epoch."""
         return -(-len(self.samples) // self.shape.rows)
 
+    @property
+    def epoch_tokens(self) -> int:
+        """Tokens in these batches, without padding."""
+        return self.tokens.all
+
     def epoch(self, seed: Sequence[int]) -> np.ndarray:
         """Return which conversations each batch has, ``[steps, rows]``; -1 is an empty row."""
         rng = np.random.default_rng(seed)
@@ -163,3 +173,59 @@ class Conversations:
                 batch["tokens"][row, : len(sample.tokens)] = sample.tokens
                 batch["mask"][row, : len(sample.mask)] = sample.mask
         return self.shape.share(batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed:
+    """Batches of plain text and batches of conversations, in a random order, as many of each as it has in an epoch."""
+
+    texts: Windows
+    conversations: Conversations
+
+    @property
+    def tokens(self) -> Counts:
+        """Tokens of an epoch."""
+        texts, chats = self.texts.tokens, self.conversations.tokens
+        return Counts(texts.trained + chats.trained, texts.all + chats.all)
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return self.texts.steps + self.conversations.steps
+
+    @property
+    def epoch_tokens(self) -> int:
+        """Tokens in these batches, without padding."""
+        return self.texts.epoch_tokens + self.conversations.epoch_tokens
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """Yield the batches of ``first_step`` and later steps, without end."""
+        epoch, skip = divmod(first_step, self.steps)
+        begun = np.bincount(self.epoch(epoch)[:skip], minlength=2)
+        streams = [
+            self.texts.batches(epoch * self.texts.steps + int(begun[0])),
+            self.conversations.batches(epoch * self.conversations.steps + int(begun[1])),
+        ]
+        for number in itertools.count(epoch):
+            for kind in self.epoch(number)[skip:]:
+                yield next(streams[kind])
+            skip = 0
+
+    def epoch(self, number: int) -> np.ndarray:
+        """Return what each batch of an epoch has, ``[steps]``: 0 is text, 1 conversations."""
+        kinds = np.repeat((0, 1), (self.texts.steps, self.conversations.steps))
+        return np.random.default_rng((self.texts.shape.seed, number)).permutation(kinds)
+
+    def fixed(self, count: int) -> Iterator[Batch]:
+        """Yield ``count`` batches that depend on no seed, a share of each kind."""
+        texts = self._of_texts(count)
+        return itertools.chain(self.texts.fixed(texts), self.conversations.fixed(count - texts))
+
+    def rows(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return (tokens, mask) of ``count`` windows and conversations that depend on no seed."""
+        texts = self._of_texts(count)
+        return self.texts.rows(texts) + self.conversations.rows(count - texts)
+
+    def _of_texts(self, count: int) -> int:
+        """Return how many of a number are texts, as in an epoch; each kind has one at least, where there are two."""
+        return min(max(round(count * self.texts.steps / self.steps), 1), count - 1)

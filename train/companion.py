@@ -172,6 +172,8 @@ def train(
             f"{args.model}: {args.what} of {size:,} parameters; {steps:,} steps, "
             f"{steps / job.data.epoch_steps:.2g} epochs of {job.data.tokens.all:,} tokens"
         )
+        if job.data.bad_rows.counts:
+            print(job.data.bad_rows)
         frozen = place(frozen)
         state = fit(
             make_train_step(loss, optimizer),

@@ -59,6 +59,15 @@ def messages_of(row: Mapping[str, Any]) -> Messages | None:
     return system + turns
 
 
+def is_unicode(text: str) -> bool:
+    """Tell whether a text can be encoded: lone surrogates are what became of bytes or escapes that are no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _parsed(value: Any) -> Any:
     """Return a value, parsed if it is JSON in a string, as tables store what their columns cannot."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
@@ -92,6 +101,8 @@ def _message(item: Any) -> dict[str, str]:
         raise BadRow(f"the unknown role {role!r:.40}")
     if not isinstance(content, str):
         raise BadRow("a message without text (value or content)")
+    if not is_unicode(content):
+        raise BadRow("a message that is no Unicode")
     return {"role": ROLES[role.lower()], "content": content}
 
 

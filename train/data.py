@@ -6,18 +6,18 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from kangaroo_jax.progress import progress
 from kangaroo_jax.text import Tokenizer
-from train.batches import Batch, Conversations, Counts, Shape, Windows
-from train.conversation import COLUMNS, EXPECTED, TEXT_COLUMN, Messages, messages_of
+from train.batches import Batch, Conversations, Counts, Mixed, Shape, Windows
+from train.conversation import COLUMNS, EXPECTED, TEXT_COLUMN, Messages, is_unicode, messages_of
 from train.corpus import TokenTexts
 from train.render import Renderer, Sample, find_template
-from train.rows import BadRow, BadRows, Source, find_sources, table_rows
-from train.texts import Encoder, Unit, file_units, held_out, split_units, tokenize
+from train.rows import TABLE_SUFFIXES, TEXT_SUFFIXES, BadRow, BadRows, Source, find_sources, table_rows
+from train.texts import BLOCK_LINES, Encoder, Unit, file_units, held_out, split_units, tokenize
 from train.workspace import text_digest
 from workshop.held_out import HELD_OUT_SHARE
 
@@ -38,8 +38,8 @@ class Data:
         digest: a short name of the training text.
     """
 
-    training: Windows | Conversations
-    held_out: Windows | Conversations
+    training: Windows | Conversations | Mixed
+    held_out: Windows | Conversations | Mixed
     bad_rows: BadRows
     digest: str
 
@@ -55,19 +55,19 @@ class Data:
 
     def seen(self, steps: int) -> int:
         """Return the tokens in the batches of so many steps, without padding; of conversations, on average."""
-        if isinstance(self.training, Windows):
-            return steps * self.training.shape.rows * self.training.shape.length
-        return round(steps * self.tokens.all / self.training.steps)
+        return round(steps * self.training.epoch_tokens / self.training.steps)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Yield ``{"tokens", "mask"}`` of ``first_step`` and later steps, without end."""
         return self.training.batches(first_step)
 
-    def samples(self, count: int) -> Batch:
-        """Return the first ``count`` rows to be trained on, or a batch if that is less; no empty ones."""
-        batch = next(self.batches(0))
-        filled = batch["tokens"].any(axis=1)
-        return {name: value[filled][:count] for name, value in batch.items()}
+    def samples(self, count: int) -> list[Batch]:
+        """Return the first ``count`` rows to be trained on, or a batch if that is less, of each kind; no empty ones."""
+        own = self.training
+        kinds = (own.texts, own.conversations) if isinstance(own, Mixed) else (own,)
+        batches = [next(kind.batches(0)) for kind in kinds]
+        filled = [batch["tokens"].any(axis=1) for batch in batches]
+        return [{k: v[rows][:count] for k, v in batch.items()} for batch, rows in zip(batches, filled, strict=True)]
 
     def held_out_batches(self, count: int = HELD_OUT_BATCHES) -> Iterator[Batch]:
         """Yield ``count`` batches of held-out data, the same in every run; fewer if there are no more."""
@@ -78,21 +78,11 @@ class Data:
         return self.held_out.rows(count)
 
 
-@dataclasses.dataclass
-class Found:
-    """What was read: texts or conversations, with the place of each conversation, and what was left out."""
+class Conversation(NamedTuple):
+    """A conversation and where it was read: ``file:row``."""
 
-    units: list[Unit] = dataclasses.field(default_factory=list)
-    conversations: list[tuple[str, Messages]] = dataclasses.field(default_factory=list)
-    bad: BadRows = dataclasses.field(default_factory=BadRows)
-
-    def check_one_form(self, names: Sequence[str]) -> None:
-        """Raise ValueError if there are both texts and conversations; ``names`` are for the message."""
-        if self.units and self.conversations:
-            raise ValueError(
-                f"--data {' '.join(names)} has plain text ({self.units[0].document}) and conversations "
-                f"({self.conversations[0][0]}); pass one or the other"
-            )
+    place: str
+    messages: Messages
 
 
 def load_data(
@@ -106,7 +96,7 @@ def load_data(
     chat_template: str | None = None,
     limit: int | None = None,
 ) -> Data:
-    """Read data and tokenise it.
+    """Read data and tokenise it; of conversations nothing but their tokens is kept.
 
     Args:
         names: files, folders and hub ids: see ``train.rows.find_sources``.
@@ -121,99 +111,81 @@ def load_data(
     Raises:
         ValueError: in one line, if a source is missing, unreadable or has other columns, or too little is left of them.
     """
-    found = read_sources(names, limit)
-    if not found.conversations:
-        if found.bad.counts and not found.units:
-            _nothing(names, found.bad)
-        return text_data(split_units(found.units, names), tokenizer, shape, eos_ids[0] if eos_ids else None, found.bad)
-    found.check_one_form(names)
-    find_template(tokenizer, model, chat_template)
+    bad = BadRows()
     renderer = Renderer(tokenizer, model, eos_ids, shape.length, upstream, chat_template)
-    return conversation_data(found, renderer, shape, names)
+    units: list[Unit] = []
+    samples: list[Sample] = []
+    keys: list[str] = []
+    for item in progress(read_sources(names, bad, limit), desc="read and tokenise", unit="row", leave=False):
+        if isinstance(item, Unit):
+            units.append(item)
+            continue
+        if not samples:
+            find_template(tokenizer, model, chat_template)
+        try:
+            samples.append(renderer.sample(item.messages))
+        except BadRow as reason:
+            bad.add(item.place, str(reason))
+        else:
+            keys.append(hashlib.sha256(json.dumps(item.messages).encode()).hexdigest())
+    _check_amount(names, units, samples, bad)
+    eos = eos_ids[0] if eos_ids else None
+    texts = [tokenize(side, tokenizer, eos) if side else None for side in split_units(units)]
+    sides: tuple[list[Sample], list[Sample]] = ([], [])
+    for sample, side in zip(samples, held_out(keys), strict=True):
+        sides[side].append(sample)
+    training, held = (_batches(text, side, shape) for text, side in zip(texts, sides, strict=True))
+    tokens = [*(texts[0].tokens if texts[0] else ()), *(sample.tokens for sample in sides[0])]
+    return Data(training, held, bad, text_digest(tokens))
 
 
-def text_data(
-    sides: tuple[list[str], list[str]],
-    tokenizer: Encoder,
-    shape: Shape,
-    eos: int | None,
-    bad_rows: BadRows | None = None,
-) -> Data:
+def text_data(sides: tuple[list[str], list[str]], tokenizer: Encoder, shape: Shape, eos: int | None) -> Data:
     """Tokenise (training texts, held-out texts) for windows.
 
     Raises:
         ValueError: if a side holds no token.
     """
     training, held = (tokenize(side, tokenizer, eos) for side in sides)
-    return Data(Windows(training, shape), Windows(held, shape), bad_rows or BadRows(), text_digest(training))
+    return Data(Windows(training, shape), Windows(held, shape), BadRows(), text_digest(training.tokens))
 
 
-def conversation_data(found: Found, renderer: Renderer, shape: Shape, names: Sequence[str]) -> Data:
-    """Render and tokenise conversations; those that cannot be are counted.
+def read_sources(names: Sequence[str], bad: BadRows, limit: int | None = None) -> Iterator[Unit | Conversation]:
+    """Yield the texts and conversations of files, folders and hub data sets, in order.
 
-    Raises:
-        ValueError: if fewer than two are left; ``names`` are for the message.
-    """
-    samples: list[Sample] = []
-    keys: list[str] = []
-    for place, messages in tqdm(found.conversations, desc="tokenise", unit="conversation", leave=False):
-        try:
-            samples.append(renderer.sample(messages))
-        except BadRow as reason:
-            found.bad.add(place, str(reason))
-        else:
-            keys.append(hashlib.sha256(json.dumps(messages).encode()).hexdigest())
-    if not samples:
-        _nothing(names, found.bad)
-    if len(samples) < 2:
-        raise ValueError(f"one conversation in {', '.join(names)}; validation needs a second one; {found.bad}")
-    sides: tuple[list[Sample], list[Sample]] = ([], [])
-    for sample, side in zip(samples, held_out(keys), strict=True):
-        sides[side].append(sample)
-    text = TokenTexts([sample.tokens for sample in sides[0]], None, None, np.empty(0, np.int32))
-    return Data(Conversations(sides[0], shape), Conversations(sides[1], shape), found.bad, text_digest(text))
-
-
-def read_sources(names: Sequence[str], limit: int | None = None) -> Found:
-    """Read files, folders and hub data sets; bad rows of tables are counted and left out.
+    Args:
+        names: see ``train.rows.find_sources``.
+        bad: counts the rows of tables that are left out.
+        limit: rows to read of each table, or None for all.
 
     Raises:
         ValueError: if a source is missing or unreadable, or a table has none of the columns.
     """
-    found = Found()
     for name in names:
         # Of a handful of files the hash would hold out none, or a large part.
         for source in find_sources(name, int(1 / HELD_OUT_SHARE)):
             if source.is_table:
-                _read_table(source, found, limit)
+                yield from _read_table(source, bad, limit)
             else:
-                found.units += [unit for unit in file_units(source) if unit.text.strip()]
-    return found
+                yield from (unit for unit in file_units(source) if unit.text.strip())
 
 
-def _read_table(source: Source, found: Found, limit: int | None) -> None:
+def _read_table(source: Source, bad: BadRows, limit: int | None) -> Iterator[Unit | Conversation]:
     columns: set[str] = set()
-    units: list[Unit] = []
-    conversations: list[tuple[str, Messages]] = []
-    for number, (place, row) in enumerate(table_rows(source, found.bad, limit), 1):
+    for number, (place, row) in enumerate(table_rows(source, bad, limit), 1):
         columns.update(row)
         if number >= PATIENCE and not columns.intersection(KNOWN):
             break
         try:
             messages = messages_of(row)
             if messages is not None:
-                conversations.append((place, messages))
+                yield Conversation(place, messages)
             else:
                 text = _text_of(row)
-                units.append(Unit(text, text, place))
+                yield Unit(text, text, place)
         except BadRow as reason:
-            found.bad.add(place, str(reason))
+            bad.add(place, str(reason))
     if columns and not columns.intersection(KNOWN):
         raise ValueError(f"--data {source.name} has the columns {sorted(columns)}; needed are {EXPECTED}")
-    for unit in units if conversations else []:
-        found.bad.add(unit.document, "plain text among conversations")
-    found.conversations += conversations
-    found.units += [] if conversations else units
 
 
 def _text_of(row: Mapping[str, Any]) -> str:
@@ -224,11 +196,27 @@ def _text_of(row: Mapping[str, Any]) -> str:
         raise BadRow("text that is no string")
     if not text.strip():
         raise BadRow("an empty text")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
+    if not is_unicode(text):
         raise BadRow("text that is no Unicode")
     return text
 
 
-def _nothing(names: Sequence[str], bad: BadRows) -> NoReturn:
-    """Refuse data of which no row is left."""
-    raise ValueError(f"no usable row in --data {' '.join(names)}: {bad}; needed are {EXPECTED}")
+def _check_amount(names: Sequence[str], units: Sequence[Unit], samples: Sequence[Sample], bad: BadRows) -> None:
+    """Refuse data of which no row is left, or too little to hold some of it out."""
+    if bad.counts and not units and not samples:
+        raise ValueError(f"no usable row in --data {' '.join(names)}: {bad}; needed are {EXPECTED}")
+    if len(samples) == 1 and len(units) < 2:
+        raise ValueError(f"one conversation in {', '.join(names)}; validation needs a second one; {bad}")
+    if len(units) < 2 and not samples:
+        raise ValueError(
+            f"{'too little' if units else 'no'} text in {', '.join(names)}; validation needs two files, rows or blocks "
+            f"of {BLOCK_LINES} lines at least, in {' '.join((*TEXT_SUFFIXES, *TABLE_SUFFIXES))}"
+        )
+
+
+def _batches(texts: TokenTexts | None, samples: Sequence[Sample], shape: Shape) -> Windows | Conversations | Mixed:
+    """Return the batches of one side of the data."""
+    if texts is None:
+        return Conversations(samples, shape)
+    windows = Windows(texts, shape)
+    return Mixed(windows, Conversations(samples, shape)) if samples else windows

@@ -15,9 +15,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from kangaroo_jax.files import whole_file
+from kangaroo_jax.progress import progress
 from train.passages import FOLLOWING, KINDS, Parsed, Passage
 from train.prompts import end_within_line
 from workshop.command import check_counts, exit_status
@@ -47,7 +46,7 @@ def draw_questions(
     sources = list(_parsed(held_out))
     draw = Draw(random.Random(seed), set().union(*(runs(file.data.decode()) for file in training)))
     questions: list[dict[str, Any]] = []
-    for kind, passages in tqdm(KINDS.items(), desc="draw", unit="kind", leave=False, disable=None):
+    for kind, passages in progress(KINDS.items(), desc="draw", unit="kind", leave=False):
         found = draw.prompts({source: list(passages(source)) for source in sources}, count)
         if len(found) < count:
             raise ValueError(f"only {len(found)} prompts of kind {kind!r} in {len(sources)} files; ask for fewer")

@@ -85,12 +85,14 @@ def regenerate(args: argparse.Namespace) -> str:
         Terminated: likewise after SIGTERM.
     """
     rows, bad = _rows(args)
+    if bad.counts:  # Before hours of work, not after it alone.
+        print(bad, file=sys.stderr)
     template = args.chat_template.read_text(encoding="utf-8") if args.chat_template else None
     params = kangaroo_jax.load(args.model, adapter=args.adapter, exit_layer=args.exit_layer, dtype=args.dtype)
     checked = plan(params, _options(args, params))
     for row in rows:
         row.text = beginning(row.text, params.tokenizer, args.prompt_tokens) if row.messages is None else ""
-    if rows and rows[0].messages is not None:
+    if any(row.messages is not None for row in rows):
         find_template(params.tokenizer, params.name, template)
     journal = Journal(partial_of(args.out), settings_of(args, params, checked, rows, template))
     writer = Writer(params, checked, rows, journal, template)

@@ -13,6 +13,9 @@ from kangaroo_jax.text import Tokenizer, chat_ids, own_template
 from train.conversation import Messages
 from train.rows import BadRow
 
+BETWEEN = "\n" + "-" * 40 + "\n"
+"""Stands between the rows that are shown."""
+
 
 class Sample(NamedTuple):
     """One conversation: ``tokens [n]`` int32 and ``mask [n]`` bool, True where the prediction at that token counts."""
@@ -151,7 +154,7 @@ def show_mask(batch: Sample | Mapping[str, np.ndarray], tokenizer: Tokenizer, *,
     rows = [
         _marked(row, kept, tokenizer, colour) for row, kept in zip(*map(np.atleast_2d, (tokens, mask)), strict=True)
     ]
-    return ("\n" + "-" * 40 + "\n").join(rows)
+    return BETWEEN.join(rows)
 
 
 def _marked(tokens: np.ndarray, mask: np.ndarray, tokenizer: Tokenizer, colour: bool) -> str:

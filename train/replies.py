@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from kangaroo_jax import Generation, Params
 from kangaroo_jax.engine import Plan, Run
 from kangaroo_jax.files import first_line
+from kangaroo_jax.progress import progress
 from kangaroo_jax.text import chat_ids
 from train.reply_rows import Pool, Reply, Row
 from workshop.journal import Journal
@@ -104,12 +104,12 @@ class Writer:
             ValueError: if the memory does not hold a batch.
         """
         pool = Pool(self._rows, self._prompt, self._params.config.max_position_embeddings)
-        for index in tqdm(range(len(self._rows)), desc="tokenise", unit="row", leave=False):
+        for index in progress(range(len(self._rows)), desc="tokenise", unit="row", leave=False):
             pool.offer(index)
             check()
         turns, left = sum(row.turns for row in self._rows), sum(row.left for row in self._rows)
         ended = sum(row.ended is not None for row in self._rows)
-        with tqdm(total=turns, initial=turns - left, desc="write", unit="reply", mininterval=1.0) as bar:
+        with progress(total=turns, initial=turns - left, desc="write", unit="reply", mininterval=1.0) as bar:
             while batch := pool.take(batch_size):
                 rows = [self._rows[index] for index, _ in batch]
                 before = sum(row.left for row in rows)

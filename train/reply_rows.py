@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kangaroo_jax.progress import progress
 from kangaroo_jax.text import Tokenizer
 from train.conversation import COLUMNS, TEXT_COLUMN, Messages, messages_of
-from train.data import read_sources
+from train.data import Conversation, read_sources
 from train.rows import BadRow, BadRows, find_sources, table_rows
 
 COMPLETE = "complete"
@@ -132,13 +133,17 @@ def read_rows(names: Sequence[str], limit: int | None) -> tuple[list[Row], BadRo
     """Return the rows of ``--data`` that can be trained on, in order, and count the others.
 
     Raises:
-        ValueError: as ``train.data.read_sources``; or if there are both texts and conversations.
+        ValueError: as ``train.data.read_sources``.
     """
-    found = read_sources(names, limit)
-    found.check_one_form(names)
-    documents = itertools.groupby(found.units, key=lambda unit: unit.document)
-    texts = [Row(document, text="".join(unit.text for unit in units)) for document, units in documents]
-    return texts or [Row(place, messages) for place, messages in found.conversations], found.bad
+    bad, rows = BadRows(), []
+    items = progress(read_sources(names, bad, limit), desc="read", unit="row", leave=False)
+    for place, parts in itertools.groupby(items, key=lambda item: item.place):
+        first, *more = parts
+        if isinstance(first, Conversation):
+            rows.append(Row(place, first.messages))
+        else:
+            rows.append(Row(place, text="".join(unit.text for unit in (first, *more))))
+    return rows, bad
 
 
 def beginning(text: str, tokenizer: Tokenizer, tokens: int) -> str:

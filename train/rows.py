@@ -5,12 +5,13 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-import json
 import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from train.json_rows import BrokenOff, json_rows
 
 TEXT_SUFFIXES = (".py", ".txt", ".md")
 TABLE_SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -108,7 +109,7 @@ def table_rows(source: Source, bad: BadRows, limit: int | None = None) -> Iterat
 
     Args:
         source: a table.
-        bad: counts the rows read, and those that are no JSON objects.
+        bad: counts the rows read, and those that are no JSON objects; where a file breaks off it has the place.
         limit: number of rows to read, or None for all.
 
     Raises:
@@ -129,20 +130,21 @@ def table_rows(source: Source, bad: BadRows, limit: int | None = None) -> Iterat
         if row == b"":
             continue
         bad.seen += 1
+        place = f"{source.name}:{number}"
         if isinstance(row, dict):
-            yield f"{source.name}:{number}", row
+            yield place, row
+        elif isinstance(row, BrokenOff):
+            taken = f"{number - 1:,} rows before byte {row.byte:,} of {row.size:,}"
+            bad.add(f"{place}, {taken}", "a file that breaks off")
         else:
-            bad.add(f"{source.name}:{number}", "no JSON object")
+            bad.add(place, "no JSON object")
 
 
 def _rows(source: Source) -> Iterator[Any]:
     # JSON is not read by the datasets library, which makes text of a column whose type varies, and stops at a line
     # that is broken. Here both are bad rows among good ones.
-    if source.path is not None and source.path.suffix == ".jsonl":
-        with source.path.open("rb") as lines:
-            yield from map(_parsed, lines)
-    elif source.path is not None and source.path.suffix == ".json":
-        yield from _json_rows(source.path.read_bytes())
+    if source.path is not None and source.path.suffix in (".jsonl", ".json"):
+        yield from json_rows(source.path)
     else:
         import datasets
 
@@ -154,26 +156,6 @@ def _rows(source: Source) -> Iterator[Any]:
             assert found is not None
             arguments, split = {"path": found["id"]}, found["split"] or "train"
         yield from datasets.load_dataset(**arguments, split=split, streaming=True)
-
-
-def _json_rows(content: bytes) -> list[Any]:
-    """Return the rows of a JSON document; a file of JSON lines may be called .json, too."""
-    try:
-        table = json.loads(content)
-    except ValueError:
-        rows = [_parsed(line) for line in content.split(b"\n")]
-        if not isinstance(rows[0], dict):
-            raise
-        return rows
-    return table if isinstance(table, list) else [table]
-
-
-def _parsed(line: bytes) -> Any:
-    """Return what a line of JSON says, None if it is broken, and ``b""`` if it is blank."""
-    try:
-        return json.loads(line) if line.strip() else b""
-    except (ValueError, RecursionError):
-        return None
 
 
 def _reason(error: Exception) -> str:

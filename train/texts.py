@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
+from kangaroo_jax.progress import progress
 from train.corpus import TokenTexts
-from train.rows import TABLE_SUFFIXES, TEXT_SUFFIXES, Source
+from train.rows import Source
 from workshop.held_out import cut_at_lines, is_held_out
 
 BLOCK_LINES = 64
@@ -39,34 +39,30 @@ class Unit:
     Attributes:
         key: what is hashed.
         text: the text.
-        document: units in a row with the same document are one text when they fall on the same side.
+        place: ``file:row``, or a file; units in a row of the same place are one text when they fall on the same side.
     """
 
     key: str
     text: str
-    document: str
+    place: str
 
 
-def split_units(units: Sequence[Unit], names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split units into (training texts, held-out texts); ``names`` are for messages.
-
-    Raises:
-        ValueError: with fewer than two units.
-    """
-    if len(units) < 2:
-        raise ValueError(
-            f"{'too little' if units else 'no'} text in {', '.join(names)}; validation needs two files, rows or blocks "
-            f"of {BLOCK_LINES} lines at least, in {' '.join((*TEXT_SUFFIXES, *TABLE_SUFFIXES))}"
-        )
+def split_units(units: Sequence[Unit]) -> tuple[list[str], list[str]]:
+    """Split units into (training texts, held-out texts)."""
     sides: tuple[list[str], list[str]] = ([], [])
     pairs = zip(held_out([unit.key for unit in units]), units, strict=True)
-    for (side, _), group in itertools.groupby(pairs, key=lambda pair: (pair[0], pair[1].document)):
+    for (side, _), group in itertools.groupby(pairs, key=lambda pair: (pair[0], pair[1].place)):
         sides[side].append("".join(unit.text for _, unit in group))
     return sides
 
 
 def held_out(keys: Sequence[str]) -> list[bool]:
-    """Tell which of several things are held out, by their keys; one is when the hash takes none or all."""
+    """Tell which of several things are held out, by their keys; one is when the hash takes none or all.
+
+    Of a single thing nothing is.
+    """
+    if len(keys) < 2:
+        return [False] * len(keys)
     held = [is_held_out(key) for key in keys]
     if all(held) or not any(held):
         smallest = min(range(len(keys)), key=lambda i: hashlib.sha256(keys[i].encode()).digest())
@@ -89,7 +85,7 @@ def tokenize(texts: Sequence[str], tokenizer: Encoder, eos: int | None) -> Token
     """
     prefix = tokenizer.encode("")
     tokens = []
-    with tqdm(total=sum(map(len, texts)), desc="tokenise", unit="char", unit_scale=True, leave=False) as bar:
+    with progress(total=sum(map(len, texts)), desc="tokenise", unit="char", unit_scale=True, leave=False) as bar:
         for text in texts:
             pieces = []
             for piece in cut_at_lines(text):
@@ -130,7 +126,7 @@ def file_units(source: Source) -> Iterator[Unit]:
     """
     assert source.path is not None
     try:
-        text = source.path.read_bytes().decode()
+        text = source.path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if source.strict:
             raise ValueError(

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from tqdm import tqdm
 
+from kangaroo_jax.progress import EVERY, progress
 from train.checkpoints import CHECKPOINTS, Checkpoints
 from train.run_log import Recorder
 from train.step import TrainState, check_skipped, place, place_batch
@@ -120,21 +120,24 @@ def fit(
         state, stream = place(state, mesh), batches(first)
         with (
             contextlib.closing(recorder) if recorder else contextlib.nullcontext(),
-            tqdm(total=steps, initial=first, desc=name, unit="step", mininterval=1.0, disable=not writes) as bar,
+            progress(total=steps, initial=first, desc=name, unit="step", mininterval=1.0, disable=not writes) as bar,
         ):
             meter = _Meter()
             for done in range(first + 1, steps + 1):
                 state, means = step_fn(state, frozen, place_batch(next(stream), mesh))
-                bar.update()
                 meter.count(means)
                 last = done == steps
                 if done % log_every == 0 or last:
                     check_skipped(state, max_skipped)
                     figures = meter.read()
+                    meter.restart()
                     if rate is not None:
                         figures["learning_rate"] = float(rate(done - 1 - int(figures.get("skipped", 0))))
-                    bar.set_postfix({key: f"{figures[key]:.3f}" for key in _SHOWN if key in figures} | meter.speed())
+                    bar.set_postfix(_shown(figures), refresh=False)
                     _write(recorder, done, figures)
+                elif writes and (done == first + 1 or meter.seconds > EVERY):
+                    bar.set_postfix(_shown(meter.read()), refresh=False)
+                bar.update()
                 for evaluation in evaluations:
                     if done % evaluation.every == 0 or last:
                         held = evaluation.run(done, state.params)
@@ -169,23 +172,26 @@ class _Meter:
         self._tokens: list[Any] = []
         self._means: dict[str, Any] = {}
         self._began = time.perf_counter()
-        self._rate = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that are measured."""
+        return time.perf_counter() - self._began
 
     def count(self, means: dict[str, Any]) -> None:
         self._tokens.append(means.get("tokens", 0))
         self._means = means
 
     def read(self) -> dict[str, float]:
-        """Return the means of the last step, and the tokens per second since the last reading."""
+        """Return the means of the last step, and the tokens per second of all that are measured."""
         figures = {key: float(value) for key, value in self._means.items()}  # Waits for the step.
-        tokens = float(sum(map(float, self._tokens)))
-        rate = tokens / (time.perf_counter() - self._began)
-        self.restart()
-        self._rate = rate
-        return figures | {"tokens_per_second": rate}
+        return figures | {"tokens_per_second": float(sum(map(float, self._tokens))) / self.seconds}
 
-    def speed(self) -> dict[str, str]:
-        return {"tokens/s": f"{self._rate:,.0f}"}
+
+def _shown(figures: Mapping[str, float]) -> dict[str, str]:
+    """Return the figures that stand beside the bar."""
+    shown = {key: f"{figures[key]:.3f}" for key in _SHOWN if key in figures}
+    return shown | {"tokens/s": f"{figures['tokens_per_second']:,.0f}"}
 
 
 def _line(figures: Mapping[str, float]) -> str:

@@ -7,7 +7,7 @@ import contextlib
 import errno
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from kangaroo_jax.model import LlamaConfig
 from kangaroo_jax.store import fingerprint, system_error
 from train.best import BEST
 from train.checkpoints import CHECKPOINTS, check_format
-from train.corpus import TokenTexts
 from train.run_log import SEEN, read_log
 from workshop.journal import check_same
 from workshop.places import claimed
@@ -82,10 +81,10 @@ def source_name(name: str) -> str:
     return path.resolve().name if path.exists() else name
 
 
-def text_digest(texts: TokenTexts) -> str:
-    """Return a short name of the training text: other text under the same name is another run."""
+def text_digest(texts: Iterable[np.ndarray]) -> str:
+    """Return a short name of the tokens of the training text: other text under the same name is another run."""
     digest = hashlib.sha256()
-    for tokens in texts.tokens:
+    for tokens in texts:
         digest.update(np.asarray(tokens).tobytes())
     return digest.hexdigest()[:16]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,8 @@ def exit_status(
         Exception: what is a mistake of the program, and not of its input or the system.
     """
     then = f"; {afterwards}" if afterwards else ""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # In a log, too, a line is there when it is printed.
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         with standard_numerics():
             return work() or 0

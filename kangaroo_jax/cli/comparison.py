@@ -12,6 +12,7 @@ import kangaroo_jax
 from kangaroo_jax.cli import common_options as options
 from kangaroo_jax.cli import terminal
 from kangaroo_jax.kernels import describe
+from kangaroo_jax.progress import progress
 from kangaroo_jax.proof import Pair, compare, read_prompts, summarise
 
 
@@ -55,7 +56,7 @@ def run(params: kangaroo_jax.Params, args: argparse.Namespace) -> int:
             print(f"--- {row['name']}")
             terminal.write(params, row["prompt"], arguments)
             print()
-    with terminal.progress(len(prompts) * args.repeats, "comparing", "pair", quiet=args.json) as bar:
+    with progress(total=len(prompts) * args.repeats, desc="comparing", unit="pair", disable=args.json) as bar:
         pairs = compare(params, prompts, **arguments, repeats=args.repeats, tick=bar.update)
     figures = summarise(pairs)
     print(json.dumps(figures) if args.json else _table(params, pairs, figures))

@@ -1,12 +1,10 @@
-"""What the commands put on a terminal beside their results: text as it is written, and progress."""
+"""What the commands put on a terminal beside their results: text as it is written."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Generator
 from typing import Any
-
-from tqdm import tqdm
 
 import kangaroo_jax
 
@@ -27,8 +25,3 @@ def show(pieces: Generator[str, None, kangaroo_jax.Generation]) -> kangaroo_jax.
         except StopIteration as end:
             print(flush=True)
             return end.value
-
-
-def progress(total: int, description: str, unit: str, *, quiet: bool) -> Any:
-    """Return a progress bar on standard error; none where nobody watches it."""
-    return tqdm(total=total, desc=description, unit=unit, disable=quiet or not sys.stderr.isatty())

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import kangaroo_jax
 from kangaroo_jax.cli import common_options as options
-from kangaroo_jax.cli import terminal
+from kangaroo_jax.progress import progress
 from kangaroo_jax.proof import read_prompts
 from kangaroo_jax.store import check_writable, find_adapter, resolve
 from kangaroo_jax.tuning import steps
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     _check_save(args.save, adapters)  # Before minutes are spent.
     params = options.load(args)
     total = steps(len(prompts), max(len(adapters), 1), args.repeats)
-    with terminal.progress(total, "tuning", "step", quiet=args.json) as bar:
+    with progress(total=total, desc="tuning", unit="step", disable=args.json) as bar:
         tuning = kangaroo_jax.tune(
             params,
             prompts,

@@ -19,7 +19,7 @@ import json
 from pathlib import Path
 
 from kangaroo_jax.cli import common_options as options
-from kangaroo_jax.cli import terminal
+from kangaroo_jax.progress import progress
 from kangaroo_jax.proof import read_prompts, verify_lossless
 
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     prompts = args.prompt or [row["prompt"] for row in rows]
     names = [row["name"] for row in rows] or None
     params = options.load(args)
-    with terminal.progress(len(prompts), "verifying", "prompt", quiet=args.json) as bar:
+    with progress(total=len(prompts), desc="verifying", unit="prompt", disable=args.json) as bar:
         report = verify_lossless(params, prompts, **options.decoding(args), names=names, tick=bar.update)
     print(json.dumps(report.as_dict()) if args.json else report)
     return 0 if report.lossless else 1

@@ -94,7 +94,8 @@ def test_converted_equals_read(case, tmp_path):
     assert tree_of(tmp_path) == ["out"]
 
 
-def test_what_is_written_and_said(source, home_folder, capsys):
+def test_what_is_written_and_said(source, home_folder, capsys, monkeypatch):
+    monkeypatch.setattr("kangaroo_jax.progress.EVERY", 0.001)
     assert hf_to_flax.main([str(source), "--dtype", "float32"]) == 0
     out = home_folder / "tiny"
     assert tree_of(home_folder) == ["tiny"]

@@ -15,7 +15,7 @@ from kangaroo_jax.text import Tokenizer, load_tokenizer
 from kangaroo_jax.text.chat_template import chat_ids
 from train.byte_tokenizer import write_byte_tokenizer
 from train.conversation import Messages
-from train.corpus import BYTE_OFFSET, EOS
+from train.corpus import BOS, BYTE_OFFSET, EOS
 from train.render import Renderer, Sample, mask_of, show_mask
 from train.rows import BadRow
 
@@ -100,6 +100,47 @@ def test_vicuna_replies_and_their_ends_count(tokenizer: Tokenizer, system: str |
     assert sample.tokens[: len(prompt)].tolist() == prompt  # BOS and all: what decoding starts from.
     assert sample.tokens.dtype == np.int32 and sample.mask.dtype == bool
     assert sample.tokens.tolist() == [*prompt, *kept(sample)[1]]
+
+
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def chatml(directory: Path) -> Tokenizer:
+    """Bytes with SmolLM2's special tokens, its template, and no BOS but what the template writes."""
+    write_byte_tokenizer(directory)
+    renamed = {"<unk>": "<|endoftext|>", "<s>": "<|im_start|>", "</s>": "<|im_end|>"}
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (directory / name).read_text(encoding="utf-8")
+        for old, new in renamed.items():
+            text = text.replace(f'"{old}"', f'"{new}"')
+        content = json.loads(text)
+        if name == "tokenizer.json":
+            content["post_processor"] = None
+        else:
+            content |= {"split_special_tokens": False, "chat_template": SMOLLM2}
+        (directory / name).write_text(json.dumps(content), encoding="utf-8")
+    return load_tokenizer(directory)
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_chatml_replies_and_their_ends_count(tmp_path: Path, system: str | None) -> None:
+    """SmolLM2: ``<|im_start|>`` is BOS and begins every turn; the line end behind ``<|im_end|>`` does not count."""
+    tokenizer = chatml(tmp_path)
+    said = [{"role": "system", "content": system}] if system else []
+    messages = [*said, *turns("one?", "A <|im_end|> b", "two?", "\u00dc\n")]
+    sample = Renderer(tokenizer, "smol", (EOS,), 512).sample(messages)
+    default = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    expected = []
+    for role, content in [("system", system or default), *((m["role"], m["content"]) for m in messages[len(said) :])]:
+        expected += [BOS, *as_bytes(f"{role}\n{content}"), EOS, *as_bytes("\n")]
+    assert sample.tokens.tolist() == expected[:-1]
+    # What reads like an end token in a message is text.
+    assert kept(sample) == [[*as_bytes("A <|im_end|> b"), EOS], [*as_bytes("\u00dc\n"), EOS]]
 
 
 @settings(deadline=None, max_examples=60)

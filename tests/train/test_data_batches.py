@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kangaroo_jax.text import load_tokenizer
-from train.batches import BUCKET, Batch, Conversations, Counts, Shape, Windows
+from train.batches import BUCKET, Batch, Conversations, Counts, Mixed, Shape, Windows
 from train.byte_tokenizer import write_byte_tokenizer
 from train.corpus import BOS, EOS, TokenTexts
 from train.data import load_data
@@ -117,7 +117,7 @@ def test_conversations_are_held_out_by_what_they_say(tmp_path: Path) -> None:
     assert 2 <= len(held) <= 25 and len(held) + len(texts(data.training)) == 200
     assert data.digest != again.digest and data.digest == load(tmp_path / "c.jsonl", rows).digest
     assert data.tokens.trained == (len("reply") + 1) * (200 - len(held))  # joey's template ends a reply with a line.
-    assert data.samples(3)["tokens"].shape[0] == 3
+    assert data.samples(3)[0]["tokens"].shape[0] == 3
     assert same(list(data.held_out_batches(9)), list(data.held_out.fixed(9)))
     assert same(take(data.batches(3), 2), take(data.training.batches(0), 5)[3:])
 
@@ -129,7 +129,7 @@ def test_rows_that_cannot_be_rendered_are_counted(tmp_path: Path) -> None:
     assert data.bad_rows.first["no reply within 256 tokens"] == [f"{tmp_path / 'a.jsonl'}:6"]
     assert len(data.training.samples) + len(data.held_out.samples) == 5
     for count in (1, 99):  # A batch of four that holds fewer has empty rows, which are not shown.
-        rows = data.samples(count)["tokens"]
+        rows = data.samples(count)[0]["tokens"]
         assert len(rows) == min(count, int(next(data.batches(0))["tokens"].any(1).sum())) and rows.any(1).all()
 
 
@@ -142,6 +142,7 @@ def test_rows_that_cannot_be_rendered_are_counted(tmp_path: Path) -> None:
         ([chat("x" * 300, "reply")], "1 of 1 rows left out: 1 x no reply within 256 tokens (DATA:1)"),
         ([chat("question", "reply")], "one conversation in DATA; validation needs a second one"),
         ([{"text": "one"}], "too little text in DATA"),
+        ([chat("question", "reply"), {"text": "one"}], "one conversation in DATA; validation needs a second one"),
         ([{"text": " "}] * 3, "3 of 3 rows left out: 3 x an empty text (DATA:1, DATA:2, DATA:3)"),
         ([{"prompt": "one"}], "has the columns ['prompt']; needed are 'conversations' of {from, value}"),
     ],
@@ -153,13 +154,66 @@ def test_data_that_is_of_no_use_is_refused_in_one_line(tmp_path: Path, rows: lis
     assert "\n" not in str(caught.value)
 
 
-def test_text_and_conversations_are_not_mixed(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("text\n" * 500)
-    file = tmp_path / "b.jsonl"
-    file.write_text(json.dumps(chat("question", "reply")) + "\n")
-    write_byte_tokenizer(tmp_path)
-    with pytest.raises(ValueError, match=r"has plain text \(.*a.txt\) and conversations \(.*b.jsonl:1\); pass one or"):
-        load_data([str(tmp_path / "a.txt"), str(file)], load_tokenizer(tmp_path), Shape(4, 256), model="joey")
+MIXED = [chat(f"question {index}", "reply " * (index % 9 + 1)) for index in range(70)]
+
+
+def load_both(folder: Path, shape: Shape, texts: int = 1500, chats: int = 70) -> Any:
+    """Rows of a file and lines of another one beside each other."""
+    (folder / "a.txt").write_text("".join(f"line {index}\n" for index in range(texts)))
+    rows = [*MIXED[:chats], *({"text": f"row {index}"} for index in range(texts // 10))]
+    (folder / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_byte_tokenizer(folder)
+    names = [str(folder / name) for name in ("a.txt", "b.jsonl")]
+    return load_data(names, load_tokenizer(folder), shape, model="joey", eos_ids=(EOS,))
+
+
+def test_texts_and_conversations_are_trained_on_together(tmp_path: Path) -> None:
+    data = load_both(tmp_path, Shape(4, 128, 3))
+    assert not data.bad_rows.counts and data.bad_rows.seen == 220
+    for side, share in ((data.training, 0.9), (data.held_out, 0.0)):
+        assert isinstance(side, Mixed) and side.texts.steps > 0
+        assert share * 70 <= len(side.conversations.samples) <= 70 * (share + 0.1)
+    mixed = data.training
+    texts, chats = mixed.texts, mixed.conversations
+    assert data.tokens == Counts(texts.tokens.trained + chats.tokens.trained, texts.tokens.all + chats.tokens.all)
+    assert data.epoch_steps == texts.steps + chats.steps
+    assert data.seen(2 * data.epoch_steps) == 2 * (texts.steps * 4 * 128 + chats.tokens.all)
+    # An epoch has the batches of both, each in its own order, and the next epoch has them in another one.
+    for epoch in range(3):
+        batches = take(data.batches(epoch * mixed.steps), mixed.steps)
+        kinds = mixed.epoch(epoch)
+        for kind, part in enumerate((texts, chats)):
+            own = [batch for batch, one in zip(batches, kinds, strict=True) if one == kind]
+            assert same(own, take(part.batches(epoch * part.steps), part.steps))
+    assert mixed.epoch(0).tolist() != mixed.epoch(1).tolist()
+    again = load_both(tmp_path, Shape(4, 128, 3))
+    assert again.digest == data.digest != load_both(tmp_path, Shape(4, 128, 3), texts=1400).digest
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 99))
+def test_a_mixed_stream_from_a_step_is_the_rest_of_the_stream(first: int) -> None:
+    texts = TokenTexts([np.arange(3, 900, dtype=np.int32)], BOS, EOS, np.array([13, 50]))
+    shape = Shape(3, 64, 7)
+    stream = Mixed(Windows(texts, shape), Conversations(samples_of(list(range(2, 40))), shape))
+    assert same(take(stream.batches(0), first + 5)[first:], take(stream.batches(first), 5))
+
+
+def test_both_kinds_are_shown_and_held_out(tmp_path: Path) -> None:
+    data = load_both(tmp_path, Shape(4, 128))
+    shown = data.samples(3)
+    assert [len(batch["tokens"]) for batch in shown] == [3, 3]
+    assert shown[0]["mask"].sum() > 300 and not shown[1]["mask"].all(1).any()
+    held = data.held_out
+    for count, texts in ((1, 0), (2, 1), (5, 2)):
+        assert [len(tokens) == 128 for tokens, _ in held.rows(count)] == [True] * texts + [False] * (count - texts)
+    assert same(list(data.held_out_batches(2)), [*held.texts.fixed(1), *held.conversations.fixed(1)])
+
+
+@pytest.mark.parametrize(("texts", "chats"), [(9, 70), (1500, 1)])
+def test_a_kind_with_a_single_thing_is_trained_on(tmp_path: Path, texts: int, chats: int) -> None:
+    data = load_both(tmp_path, Shape(4, 128), texts, chats)
+    assert isinstance(data.training, Mixed) and isinstance(data.held_out, Windows if chats == 1 else Conversations)
 
 
 def test_conversations_need_a_template(tmp_path: Path) -> None:

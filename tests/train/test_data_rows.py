@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,32 @@ from typing import Any
 import datasets
 import pytest
 
-from train.data import PATIENCE, read_sources
+from train.data import PATIENCE, Conversation, read_sources
 from train.rows import NAMED, BadRows, Source, find_sources, table_rows
+from train.texts import Unit
 
 QUESTION, REPLY = {"from": "human", "value": "How many?"}, {"from": "gpt", "value": "Seven."}
 MESSAGES = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Seven."}]
 
 
+@dataclasses.dataclass
+class Found:
+    """What was read."""
+
+    conversations: list[Conversation]
+    texts: list[str]
+    bad: BadRows
+
+
+def read(*names: str, limit: int | None = None) -> Found:
+    bad = BadRows()
+    items = list(read_sources(names, bad, limit))
+    chats = [item for item in items if isinstance(item, Conversation)]
+    return Found(chats, [item.text for item in items if isinstance(item, Unit)], bad)
+
+
 def write_lines(path: Path, rows: list[Any]) -> str:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8", "surrogatepass")
     return str(path)
 
 
@@ -45,9 +63,9 @@ def test_conversations_of_every_form_are_the_same(tmp_path: Path, row: dict[str,
         file.write_text(json.dumps([row, row]))
     else:
         datasets.Dataset.from_list([row, row]).to_parquet(file)
-    found = read_sources([str(file)])
+    found = read(str(file))
     assert found.conversations == [(f"{file}:1", MESSAGES), (f"{file}:2", MESSAGES)]
-    assert not found.bad.counts and found.bad.seen == 2 and not found.units
+    assert not found.bad.counts and found.bad.seen == 2 and not found.texts
 
 
 def test_json_may_be_lines_or_one_object_and_its_types_may_vary(tmp_path: Path) -> None:
@@ -57,14 +75,14 @@ def test_json_may_be_lines_or_one_object_and_its_types_may_vary(tmp_path: Path) 
     (tmp_path / "list.json").write_text(json.dumps([{"conversations": [7.5]}, good, [], good]))
     for name, places, bad in (("one", [1], 0), ("lines", [1, 3], 1), ("list", [2, 4], 2)):
         file = tmp_path / f"{name}.json"
-        found = read_sources([str(file)])
+        found = read(str(file))
         assert found.conversations == [(f"{file}:{number}", MESSAGES) for number in places]
         assert found.bad.counts.total() == bad
 
 
 def test_a_system_message_stays(tmp_path: Path) -> None:
     row = {"conversations": [{"from": "system", "value": "Be brief."}, QUESTION, REPLY]}
-    found = read_sources([write_lines(tmp_path / "a.jsonl", [row])])
+    found = read(write_lines(tmp_path / "a.jsonl", [row]))
     assert found.conversations[0][1] == [{"role": "system", "content": "Be brief."}, *MESSAGES]
 
 
@@ -84,7 +102,7 @@ BAD = [
     ("no question", {"conversations": [REPLY]}),
     ("roles that do not alternate", {"conversations": [QUESTION, QUESTION, REPLY]}),
     ("an empty message", {"conversations": [QUESTION, {"from": "gpt", "value": " \n"}]}),
-    ("plain text among conversations", {"text": "How many?"}),
+    ("a message that is no Unicode", {"conversations": [QUESTION, {"from": "gpt", "value": "\ud83d"}]}),
 ]
 
 
@@ -94,7 +112,7 @@ def test_bad_rows_are_counted_and_named(tmp_path: Path) -> None:
         stream.write('\n{"conversations": [\n')
     with open(file, "ab") as raw:
         raw.write(b'{"text": "caf\xe9"}\n')
-    found = read_sources([file])
+    found = read(file)
     assert len(found.conversations) == 3 and found.bad.seen == len(BAD) + 5
     places: dict[str, list[str]] = {}
     for number, (reason, _) in enumerate(BAD, 1):
@@ -108,8 +126,8 @@ def test_bad_texts_are_counted(tmp_path: Path) -> None:
     rows = [{"text": 5}, {"text": "  "}, {"text": "\ud800 alone"}, {"text": "one"}, {"text": "two"}]
     file = tmp_path / "a.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = read_sources([str(file)])
-    assert [unit.text for unit in found.units] == ["one", "two"]
+    found = read(str(file))
+    assert found.texts == ["one", "two"]
     assert list(found.bad.counts) == ["text that is no string", "an empty text", "text that is no Unicode"]
 
 
@@ -128,14 +146,14 @@ def test_lines_end_at_line_ends_alone(tmp_path: Path) -> None:
     """U+2028 and U+0085 are line ends to str.splitlines, and ordinary text in JSON."""
     text = "one\u2028two\u0085three"
     file = write_lines(tmp_path / "a.jsonl", [{"text": text}, {"text": text}])
-    assert [unit.text for unit in read_sources([file]).units] == [text, text]
+    assert read(file).texts == [text, text]
 
 
 def test_other_columns_are_refused_before_all_is_read(tmp_path: Path) -> None:
     rows = [{"prompt": "x", "answer": "y"}] * (PATIENCE + 50)
     file = write_lines(tmp_path / "a.jsonl", rows)
     with pytest.raises(ValueError, match=r"a.jsonl has the columns \['answer', 'prompt'\]; needed are 'conversations'"):
-        read_sources([file])
+        read(file)
     bad = BadRows()
     assert len(list(table_rows(find_sources(file, 20)[0], bad, limit=3))) == 3 == bad.seen
 
@@ -148,7 +166,7 @@ def test_a_hub_id_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
         return iter([{"messages": MESSAGES}] * 3)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    found = read_sources(["owner/some-chats", "owner/other.v2:train_sft"], limit=2)
+    found = read("owner/some-chats", "owner/other.v2:train_sft", limit=2)
     assert [place for place, _ in found.conversations] == [
         "owner/some-chats:1",
         "owner/some-chats:2",
@@ -168,7 +186,7 @@ def test_a_hub_that_cannot_be_reached_is_told_in_one_line(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(ValueError) as caught:
-        read_sources(["owner/name"])
+        read("owner/name")
     assert str(caught.value) == (
         "--data owner/name cannot be read: Couldn't reach the Hub; check the id, the split and the network, or "
         "download the file and pass its path"

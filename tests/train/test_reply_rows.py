@@ -160,8 +160,15 @@ def test_data_that_has_changed_meanwhile_is_refused(tmp_path: Path) -> None:
             list(in_their_form(rows, [str(file)], None))
 
 
-def test_texts_and_conversations_do_not_mix(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(json.dumps([{"text": "a"}]))
-    (tmp_path / "b.json").write_text(json.dumps([{"messages": MESSAGES}]))
-    with pytest.raises(ValueError, match="pass one or the other"):
-        read_rows([str(tmp_path / "a.json"), str(tmp_path / "b.json")], None)
+def test_texts_and_conversations_come_together_in_their_order(tmp_path: Path) -> None:
+    table = [{"text": "a"}, {"messages": MESSAGES}, {"text": "b"}]
+    (tmp_path / "t.json").write_text(json.dumps(table)[:-1])
+    (tmp_path / "one.md").write_text("line\n" * 200)
+    names = [str(tmp_path / name) for name in ("t.json", "one.md", "t.json")]
+    rows, bad = read_rows(names, None)
+    assert [row.messages is None for row in rows] == [True, False, True, True, True, False, True]
+    assert rows[3].text == "line\n" * 200 and bad.counts == {"a file that breaks off": 2}
+    for row in rows:
+        row.add(reply("A", cut=True))
+    written = list(in_their_form(rows, names, None))
+    assert written[:3] == [{"text": "aA"}, {"messages": turns("one?", "A")}, {"text": "bA"}] == written[4:]

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from train.batches import Shape
 from train.corpus import BOS, BYTE_OFFSET, EOS, TokenTexts, encode_bytes, sample_windows
-from train.data import read_sources
-from train.texts import BLOCK_LINES, split_units, tokenize, window_batch
+from train.data import Data, load_data, read_sources
+from train.rows import BadRows
+from train.texts import BLOCK_LINES, Unit, split_units, tokenize, window_batch
 from workshop.held_out import SourceFile, cut_at_lines, is_held_out
 
 
@@ -25,8 +27,12 @@ class Bytes:
 
 
 def read_texts(paths: list[Path]) -> tuple[list[str], list[str]]:
-    names = [str(path) for path in paths]
-    return split_units(read_sources(names).units, names)
+    units = [unit for unit in read_sources([str(path) for path in paths], BadRows()) if isinstance(unit, Unit)]
+    return split_units(units)
+
+
+def load(path: Path) -> Data:
+    return load_data([str(path)], Bytes(), Shape(1, 8), model="mine")  # type: ignore[arg-type]
 
 
 def test_files_of_a_folder_are_held_out_by_their_relative_path(text_folder: Path) -> None:
@@ -97,7 +103,9 @@ def test_tables_are_read_by_rows(tmp_path: Path, suffix: str) -> None:
         ("one.txt", b"a single line", "too little text in"),
         ("other.jsonl", b'{"content": "x"}\n', "columns ['content']; needed are 'conversations' of {from, value}"),
         ("broken.json", b"{not json\n", "cannot be read"),
-        ("latin.json", b'[{"text": "caf\xe9"}]\n', "cannot be read"),
+        ("latin.json", b'[{"text": "caf\xe9"}]\n', "1 of 1 rows left out: 1 x text that is no Unicode"),
+        ("cut.json", b'[{"text": "caf', "1 of 1 rows left out: 1 x a file that breaks off"),
+        ("one.json", b'{"text":\n "caf', "cannot be read: Unterminated string"),
         ("broken.parquet", b"PAR?", "cannot be read"),
     ],
 )
@@ -105,14 +113,14 @@ def test_errors_take_one_line(tmp_path: Path, name: str, content: bytes | None, 
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError) as caught:
-        read_texts([tmp_path / name])
+        load(tmp_path / name)
     assert message in str(caught.value) and name in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no text in"):
-        read_texts([tmp_path])
+        load(tmp_path)
 
 
 def test_long_texts_are_tokenised_in_pieces_of_lines() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -118,6 +119,26 @@ def test_evaluations_and_figures_are_logged(tmp_path: Path) -> None:
     assert [step for step, _ in curves["held_out_w"]] == [2, 4, 5]
     assert curves["seldom"] == [(3, 3.0), (5, 5.0)]
     assert [step for step, _ in curves["loss"]] == [4, 5] == [step for step, _ in curves["tokens_per_second"]]
+
+
+def test_a_log_that_is_no_terminal_has_figures_from_the_first_step_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten steps of a large model take an hour: nobody waits for the tenth to see whether the loss is one."""
+    for module in ("kangaroo_jax.progress", "train.training_loop"):
+        monkeypatch.setattr(f"{module}.EVERY", 0.1)
+
+    def slow(first: int) -> Iterator[dict[str, np.ndarray]]:
+        for batch in batches(first):
+            time.sleep(0.15)
+            yield batch
+
+    run(tmp_path, 7, slow, name="adapter", log_every=1000)
+    lines = capsys.readouterr().err.splitlines()
+    form = r"adapter: +\d+% \d/7 step \[\d\d:\d\d<\d\d:\d\d, .*/(step|s), loss=\d+\.\d{3}, tokens/s=\d+\]"
+    assert len(lines) >= 5 and all(re.fullmatch(form, line) for line in lines if " 0/7 " not in line)
+    assert len({line.partition("loss=")[2] for line in lines}) >= 5  # Each its own, not the last record's.
+    assert [step for step, _ in read_log(tmp_path / "log.jsonl")["loss"]] == [7]
 
 
 KILLED = """

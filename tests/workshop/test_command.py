@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +80,12 @@ def test_numbers_without_sense_are_named_as_they_are_typed() -> None:
         check_counts(args, "limit", "max_new_tokens")
     with pytest.raises(ValueError, match=r"^--share is 1\.5; it must be 1 at most$"):
         check_numbers(args, ("max_new_tokens", True, ""), ("share", args.share <= 1, "1 at most"))
+
+
+def test_what_a_command_prints_is_in_a_log_at_once() -> None:
+    work = "import time; from workshop.command import exit_status as e; e(lambda: print('begun') or time.sleep(600))"
+    with subprocess.Popen(
+        [sys.executable, "-c", work], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"begun\n"
+        process.kill()
