@@ -40,8 +40,8 @@ class Tokenizer:
         core.no_padding()
         core.encode_special_tokens = bool(config.get("split_special_tokens"))
         self._named = named_tokens(config)
-        self.special_ids = frozenset(add_tokens(core, config, self._named))
-        self.special_tokens = {core.id_to_token(i): i for i in sorted(self.special_ids)}
+        self.special_tokens = add_tokens(core, config, self._named)
+        self.special_ids = frozenset(self.special_tokens.values())
         self._characters = Characters(core)
         add_ends(core, config, self._named)
         self.named_templates = templates_by_name(config.get("chat_template"))

@@ -221,6 +221,15 @@ def test_older_files_add_and_name_tokens(tmp_path: Path) -> None:
     assert tokenizer.special_ids == {0, 1, 2, size}
 
 
+def test_special_tokens_are_called_as_they_are_written() -> None:
+    """Those of Llama 2's and Vicuna's older files are "normalized": the library then calls them "▁</s>"."""
+    core = byte_level(normalizer=normalizers.Prepend("\u2581"))
+    state = json.loads(core.to_str())
+    state["added_tokens"] = [token | {"normalized": True} for token in state["added_tokens"]]
+    tokenizer = Tokenizer.from_contents(json.dumps(state), {"eos_token": "</s>"})
+    assert tokenizer.special_tokens == {"<unk>": 0, "<s>": 1, "</s>": 2}
+
+
 def test_a_named_token_that_is_not_there_stays_text() -> None:
     core = byte_level()
     tokenizer = Tokenizer.from_contents(core.to_str(), {"pad_token": "[PAD]", "eos_token": "<eot>"})
