@@ -47,26 +47,6 @@ class Tokenizer:
         self.named_templates = templates_by_name(config.get("chat_template"))
         self.chat_template = self.named_templates.get("default")
 
-    @classmethod
-    def from_contents(cls, tokenizer_json: str, config: Mapping[str, Any], vocab_size: int | None = None) -> Tokenizer:
-        """Make one of what ``tokenizer.json`` and ``tokenizer_config.json`` hold, wherever that comes from.
-
-        Args:
-            tokenizer_json: the text of ``tokenizer.json``; it encodes and decodes.
-            config: ``bos_token``, ``eos_token``, ``chat_template``, ``add_bos_token``, ``added_tokens_decoder``, ... as
-                in ``tokenizer_config.json``; what is missing is None.
-            vocab_size: of the model; ids from there on are refused. None: whatever comes.
-
-        Raises:
-            ValueError: if they cannot be read.
-        """
-        from tokenizers import Tokenizer as Core
-
-        try:
-            return cls(Core.from_str(tokenizer_json), config, vocab_size)
-        except Exception as error:  # The library raises bare Exception, ValueError, TypeError, ...
-            raise ValueError(f"the tokenizer cannot be read ({_reason(error)}); write it again") from error
-
     @functools.cached_property
     def bos(self) -> list[int]:
         """The BOS token that ``encode`` puts in front of every text, or nothing, as a list."""
@@ -192,23 +172,6 @@ class NoTokenizer(Tokenizer):
         return 0
 
 
-def find_tokenizer(directory: Path | str, vocab_size: int | None = None) -> Tokenizer:
-    """Load the tokenizer of a checkpoint directory; without tokenizer files, return a ``NoTokenizer``.
-
-    Args:
-        directory: as for ``load_tokenizer``.
-        vocab_size: as for ``load_tokenizer``.
-
-    Raises:
-        ValueError: if the files cannot be read.
-    """
-    directory = Path(directory)
-    if is_gguf(directory):
-        found = read_gguf(directory)
-        return Tokenizer(*found, vocab_size) if found else NoTokenizer(directory)
-    return load_tokenizer(directory, vocab_size) if has_files(directory) else NoTokenizer(directory)
-
-
 def load_tokenizer(directory: Path | str, vocab_size: int | None = None) -> Tokenizer:
     """Load the tokenizer of a checkpoint directory; nothing is downloaded.
 
@@ -224,15 +187,29 @@ def load_tokenizer(directory: Path | str, vocab_size: int | None = None) -> Toke
     Raises:
         ValueError: if the directory or its tokenizer files are missing, or cannot be read.
     """
+    if not Path(directory).exists():
+        raise ValueError(f"no directory {directory} to load a tokenizer from; pass the folder of a checkpoint")
+    if isinstance(tokenizer := find_tokenizer(directory, vocab_size), NoTokenizer):
+        raise ValueError(_lacking(directory))
+    return tokenizer
+
+
+def find_tokenizer(directory: Path | str, vocab_size: int | None = None) -> Tokenizer:
+    """Load the tokenizer of a checkpoint directory; without tokenizer files, return a ``NoTokenizer``.
+
+    Args:
+        directory: as for ``load_tokenizer``.
+        vocab_size: as for ``load_tokenizer``.
+
+    Raises:
+        ValueError: if the files cannot be read.
+    """
     directory = Path(directory)
     if is_gguf(directory):
-        if (found := read_gguf(directory)) is None:
-            raise ValueError(_lacking(directory))
-        return Tokenizer(*found, vocab_size)
-    if not directory.is_dir():
-        raise ValueError(f"no directory {directory} to load a tokenizer from; pass the folder of a checkpoint")
+        found = read_gguf(directory)
+        return Tokenizer(*found, vocab_size) if found else NoTokenizer(directory)
     if not has_files(directory):
-        raise ValueError(_lacking(directory))
+        return NoTokenizer(directory)
     try:
         config = read_config(directory)
         return Tokenizer(read_core(directory, config), config, vocab_size)
