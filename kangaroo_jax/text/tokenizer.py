@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kangaroo_jax.files import first_line
 from kangaroo_jax.gguf import is_gguf
 from kangaroo_jax.text.characters import Characters
 from kangaroo_jax.text.gguf_tokenizer import read_gguf
@@ -75,9 +76,8 @@ class Tokenizer:
 
         One thing differs: BOS is in front if ``encode`` puts one there, also where the template leaves it out.
 
-        Special tokens in the template are tokens; those in the messages (``"</s>"``) are plain text, with
-        transformers 5.20 or newer; older ones still make them tokens. Added tokens that are text as well, such as
-        ``"<think>"``, are tokens wherever they stand.
+        Special tokens in the template are tokens; those in the messages (``"</s>"``) are plain text. Added tokens that
+        are text as well, such as ``"<think>"``, are tokens wherever they stand.
 
         Args:
             messages: ``{"role", "content"}`` each.
@@ -112,7 +112,9 @@ class Tokenizer:
                 **options,
             )
         except Exception as error:  # A template is a program of its own: it may raise anything.
-            raise ValueError(f"the chat template fails ({_reason(error)}); change messages or chat_template") from error
+            raise ValueError(
+                f"the chat template fails ({first_line(error)}); change messages or chat_template"
+            ) from error
         return self._checked(ids if ids[:1] == self.bos else self.bos + ids)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -215,7 +217,7 @@ def find_tokenizer(directory: Path | str, vocab_size: int | None = None) -> Toke
         return Tokenizer(read_core(directory, config), config, vocab_size)
     except Exception as error:  # The libraries raise bare Exception, ValueError, KeyError, ... for a broken file.
         raise ValueError(
-            f"the tokenizer files in {directory} cannot be read ({_reason(error)}); copy them again"
+            f"the tokenizer files in {directory} cannot be read ({first_line(error)}); copy them again"
         ) from error
 
 
@@ -224,8 +226,3 @@ def _lacking(directory: Path | str) -> str:
     if is_gguf(Path(directory)):
         return f"{directory} has no tokenizer; give a GGUF file that has one"
     return f"{directory} has neither tokenizer.json nor tokenizer.model; copy the checkpoint's tokenizer files there"
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of what an error says, shortened."""
-    return f"{(str(error).strip() or type(error).__name__).splitlines()[0]:.200}"
