@@ -197,7 +197,7 @@ class Chat:
 def _said(text: Any) -> list[dict[str, Any]]:
     """Return messages as they are, and text or parts of content as the user's message."""
     items = [text] if isinstance(text, Mapping) else text
-    if isinstance(items, list) and items and all(isinstance(item, Mapping) for item in items):
+    if isinstance(items, list | tuple) and items and all(isinstance(item, Mapping) for item in items):
         if any("role" in item for item in items):
             return [dict(item) for item in items]
         return [{"role": "user", "content": items}]

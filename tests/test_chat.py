@@ -571,7 +571,7 @@ def test_an_answer_goes_on_with_what_it_is_given(speaker: kangaroo_jax.Params) -
 def test_messages_of_other_roles_and_content_in_parts(speaker: kangaroo_jax.Params) -> None:
     chat = Chat(speaker, max_new_tokens=NEW)
     parts = [{"type": "text", "text": "Hello"}]
-    for said in (parts, {"role": "tool", "content": "3"}, [{"role": "tool", "content": "4"}]):
+    for said in (parts, {"role": "tool", "content": "3"}, ({"role": "tool", "content": "4"},)):
         answer = chat.send(said)
         assert ended(answer) == ended(scratch(speaker, chat_ids(speaker.tokenizer, "tiny", chat.history[:-1])))
     assert [message["role"] for message in chat.history] == [

@@ -22,7 +22,7 @@ MAY: dict[str, str] = {
     "kangaroo_jax.kernels": "",
     "kangaroo_jax.progress": "",
     "kangaroo_jax.gguf": "checks files",
-    "kangaroo_jax.text": "checks gguf",
+    "kangaroo_jax.text": "checks files gguf",
     "kangaroo_jax.model": "checks kernels",
     "kangaroo_jax.store": "checks files gguf model",
     "kangaroo_jax.baselines": "files model store",

@@ -55,7 +55,7 @@ class Characters:
                 break
         held = _begun(tail)
         # One for each byte, or, by a byte-level decoder, one for all.
-        return held if ids and ids[-1] in self._byte_ids else min(held, 1)
+        return held if self._byte_ids else min(held, 1)
 
     def _decodes(self, newline: str) -> bool:
         return self._backend.decoder is not None and self._backend.decoder.decode([newline]) == "\n"

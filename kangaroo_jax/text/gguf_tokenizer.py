@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from kangaroo_jax.files import first_line
 from kangaroo_jax.gguf import (
     BYTE,
     CONTROL,
@@ -24,9 +25,8 @@ from kangaroo_jax.gguf import (
     read_vocabulary,
 )
 from kangaroo_jax.text.tokenizer_config import add_ends, named_tokens
-from kangaroo_jax.text.tokenizer_files import merges_by_score
+from kangaroo_jax.text.tokenizer_files import escape_spaces, merges_by_score
 
-_SPACE = "\u2581"
 _SHORT = r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])"  # 's, 're, ...
 _REST = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -79,9 +79,8 @@ def read_gguf(file: Path) -> tuple[Any, dict[str, Any]] | None:
     except ValueError:
         raise
     except Exception as error:  # The library raises bare Exception.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"the tokenizer in {file} cannot be read ({reason:.160}); get it from another source"
+            f"the tokenizer in {file} cannot be read ({first_line(error)}); get it from another source"
         ) from error
     return core, config
 
@@ -133,18 +132,14 @@ def _byte_level(gguf: Gguf, vocabulary: Vocabulary) -> Any:
 
 def _sentencepiece(vocabulary: Vocabulary) -> Any:
     """Return a BPE with byte fallback that merges what scores highest, as SentencePiece does."""
-    from tokenizers import Tokenizer, decoders, models, normalizers
+    from tokenizers import Tokenizer, models
 
     listed = list(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
     ids = {token: i for i, (token, _) in enumerate(listed)}
     scores = {token: vocabulary.scores[ids[token]] for token, kind in listed if kind not in (BYTE, CONTROL, UNKNOWN)}
     unknown = next((token for token, kind in listed if kind == UNKNOWN), None)
-    merges = merges_by_score(scores)
-    core = Tokenizer(models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
-    front = [normalizers.Prepend(_SPACE)] if vocabulary.add_space else []
-    core.normalizer = normalizers.Sequence([*front, normalizers.Replace(" ", _SPACE)])
-    strip = [decoders.Strip(" ", 1, 0)] if vocabulary.add_space else []
-    core.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    core = Tokenizer(models.BPE(ids, merges_by_score(scores), unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    escape_spaces(core, vocabulary.add_space)
     return core
 
 

@@ -20,8 +20,8 @@ class StopScanner:
     of one.
 
     Special tokens are no text, and yet ``"b</s>"`` has one in it. For that token the text that is pushed holds a mark,
-    a character that is not given out again. ``"</s>"`` alone is for whoever ends texts at ids to look for; here it
-    stands for the five characters only.
+    a character that is not given out again, and that only stop strings with this token see. ``"</s>"`` alone is for
+    whoever ends texts at ids to look for; here it stands for the characters only.
 
     Attributes:
         marks: character for each special token that a stop string has beside other text.
@@ -51,7 +51,6 @@ class StopScanner:
         for token, mark in self.marks.items():
             mixed = [stop.replace(token, mark) for stop in mixed]
         self._stops = tuple(dict.fromkeys([*stop_strings, *mixed]))
-        self._longest = max(map(len, self._stops), default=0)
         self._held = ""
         self.stopped = False
 
@@ -60,8 +59,12 @@ class StopScanner:
         if self.stopped:
             return ""
         text = self._held + text
-        # A stop string's first place is also where it ends first.
-        starts = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        starts = []
+        for stop in self._stops:
+            seen, at = self._seen(text, stop)
+            # A stop string's first place is also where it ends first.
+            if (start := seen.find(stop)) >= 0:
+                starts.append((at[start + len(stop) - 1], at[start]))
         if starts:
             self.stopped = True
             self._held = ""
@@ -77,5 +80,17 @@ class StopScanner:
 
     def _begun(self, text: str) -> int:
         """Return the length of the longest suffix of a text without stop strings that begins one."""
-        lengths = range(min(len(text), self._longest - 1), 0, -1)
-        return next((n for n in lengths if any(stop.startswith(text[-n:]) for stop in self._stops)), 0)
+        longest = 0
+        for stop in self._stops:
+            seen, at = self._seen(text, stop)
+            begun = next((n for n in range(len(stop) - 1, 0, -1) if seen.endswith(stop[:n])), 0)
+            longest = max(longest, len(text) - at[-begun] if begun else 0)
+        return longest
+
+    def _seen(self, text: str, stop: str) -> tuple[str, Sequence[int]]:
+        """Return a text without the marks that a stop string lacks, and where in it each character is."""
+        lacking = {*self.marks.values()} - {*stop}
+        if lacking.isdisjoint(text):
+            return text, range(len(text))
+        at = [place for place, character in enumerate(text) if character not in lacking]
+        return "".join(text[place] for place in at), at

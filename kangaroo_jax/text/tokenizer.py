@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kangaroo_jax.files import first_line
 from kangaroo_jax.gguf import is_gguf
 from kangaroo_jax.text.characters import Characters
 from kangaroo_jax.text.gguf_tokenizer import read_gguf
@@ -40,32 +41,12 @@ class Tokenizer:
         core.no_padding()
         core.encode_special_tokens = bool(config.get("split_special_tokens"))
         self._named = named_tokens(config)
-        self.special_ids = frozenset(add_tokens(core, config, self._named))
-        self.special_tokens = {core.id_to_token(i): i for i in sorted(self.special_ids)}
+        self.special_tokens = add_tokens(core, config, self._named)
+        self.special_ids = frozenset(self.special_tokens.values())
         self._characters = Characters(core)
         add_ends(core, config, self._named)
         self.named_templates = templates_by_name(config.get("chat_template"))
         self.chat_template = self.named_templates.get("default")
-
-    @classmethod
-    def from_contents(cls, tokenizer_json: str, config: Mapping[str, Any], vocab_size: int | None = None) -> Tokenizer:
-        """Make one of what ``tokenizer.json`` and ``tokenizer_config.json`` hold, wherever that comes from.
-
-        Args:
-            tokenizer_json: the text of ``tokenizer.json``; it encodes and decodes.
-            config: ``bos_token``, ``eos_token``, ``chat_template``, ``add_bos_token``, ``added_tokens_decoder``, ... as
-                in ``tokenizer_config.json``; what is missing is None.
-            vocab_size: of the model; ids from there on are refused. None: whatever comes.
-
-        Raises:
-            ValueError: if they cannot be read.
-        """
-        from tokenizers import Tokenizer as Core
-
-        try:
-            return cls(Core.from_str(tokenizer_json), config, vocab_size)
-        except Exception as error:  # The library raises bare Exception, ValueError, TypeError, ...
-            raise ValueError(f"the tokenizer cannot be read ({_reason(error)}); write it again") from error
 
     @functools.cached_property
     def bos(self) -> list[int]:
@@ -95,9 +76,8 @@ class Tokenizer:
 
         One thing differs: BOS is in front if ``encode`` puts one there, also where the template leaves it out.
 
-        Special tokens in the template are tokens; those in the messages (``"</s>"``) are plain text, with
-        transformers 5.20 or newer; older ones still make them tokens. Added tokens that are text as well, such as
-        ``"<think>"``, are tokens wherever they stand.
+        Special tokens in the template are tokens; those in the messages (``"</s>"``) are plain text. Added tokens that
+        are text as well, such as ``"<think>"``, are tokens wherever they stand.
 
         Args:
             messages: ``{"role", "content"}`` each.
@@ -132,7 +112,9 @@ class Tokenizer:
                 **options,
             )
         except Exception as error:  # A template is a program of its own: it may raise anything.
-            raise ValueError(f"the chat template fails ({_reason(error)}); change messages or chat_template") from error
+            raise ValueError(
+                f"the chat template fails ({first_line(error)}); change messages or chat_template"
+            ) from error
         return self._checked(ids if ids[:1] == self.bos else self.bos + ids)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -192,23 +174,6 @@ class NoTokenizer(Tokenizer):
         return 0
 
 
-def find_tokenizer(directory: Path | str, vocab_size: int | None = None) -> Tokenizer:
-    """Load the tokenizer of a checkpoint directory; without tokenizer files, return a ``NoTokenizer``.
-
-    Args:
-        directory: as for ``load_tokenizer``.
-        vocab_size: as for ``load_tokenizer``.
-
-    Raises:
-        ValueError: if the files cannot be read.
-    """
-    directory = Path(directory)
-    if is_gguf(directory):
-        found = read_gguf(directory)
-        return Tokenizer(*found, vocab_size) if found else NoTokenizer(directory)
-    return load_tokenizer(directory, vocab_size) if has_files(directory) else NoTokenizer(directory)
-
-
 def load_tokenizer(directory: Path | str, vocab_size: int | None = None) -> Tokenizer:
     """Load the tokenizer of a checkpoint directory; nothing is downloaded.
 
@@ -224,21 +189,35 @@ def load_tokenizer(directory: Path | str, vocab_size: int | None = None) -> Toke
     Raises:
         ValueError: if the directory or its tokenizer files are missing, or cannot be read.
     """
+    if not Path(directory).exists():
+        raise ValueError(f"no directory {directory} to load a tokenizer from; pass the folder of a checkpoint")
+    if isinstance(tokenizer := find_tokenizer(directory, vocab_size), NoTokenizer):
+        raise ValueError(_lacking(directory))
+    return tokenizer
+
+
+def find_tokenizer(directory: Path | str, vocab_size: int | None = None) -> Tokenizer:
+    """Load the tokenizer of a checkpoint directory; without tokenizer files, return a ``NoTokenizer``.
+
+    Args:
+        directory: as for ``load_tokenizer``.
+        vocab_size: as for ``load_tokenizer``.
+
+    Raises:
+        ValueError: if the files cannot be read.
+    """
     directory = Path(directory)
     if is_gguf(directory):
-        if (found := read_gguf(directory)) is None:
-            raise ValueError(_lacking(directory))
-        return Tokenizer(*found, vocab_size)
-    if not directory.is_dir():
-        raise ValueError(f"no directory {directory} to load a tokenizer from; pass the folder of a checkpoint")
+        found = read_gguf(directory)
+        return Tokenizer(*found, vocab_size) if found else NoTokenizer(directory)
     if not has_files(directory):
-        raise ValueError(_lacking(directory))
+        return NoTokenizer(directory)
     try:
         config = read_config(directory)
         return Tokenizer(read_core(directory, config), config, vocab_size)
     except Exception as error:  # The libraries raise bare Exception, ValueError, KeyError, ... for a broken file.
         raise ValueError(
-            f"the tokenizer files in {directory} cannot be read ({_reason(error)}); copy them again"
+            f"the tokenizer files in {directory} cannot be read ({first_line(error)}); copy them again"
         ) from error
 
 
@@ -247,8 +226,3 @@ def _lacking(directory: Path | str) -> str:
     if is_gguf(Path(directory)):
         return f"{directory} has no tokenizer; give a GGUF file that has one"
     return f"{directory} has neither tokenizer.json nor tokenizer.model; copy the checkpoint's tokenizer files there"
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of what an error says, shortened."""
-    return f"{(str(error).strip() or type(error).__name__).splitlines()[0]:.200}"

@@ -13,11 +13,12 @@ def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     return {name: _content(token) for name, token in given.items() if isinstance(token, str | Mapping)}
 
 
-def add_tokens(core: Any, config: Mapping[str, Any], named: Mapping[str, str]) -> set[int]:
-    """Add the tokens that the config has beyond the tokenizer's own; return the ids of all that are special.
+def add_tokens(core: Any, config: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, int]:
+    """Add the tokens that the config has beyond the tokenizer's own; return all that are special, with their ids.
 
     What the tokenizer knows stays as it is there, but for one thing: a piece of its vocabulary becomes a token of its
-    own if the config calls it special.
+    own if the config calls it special. Where a normalizer puts a space in front, ``core.id_to_token`` has it before
+    tokens that are "normalized" (``"▁</s>"``); here they are as they are written.
     """
     from tokenizers import AddedToken
 
@@ -37,7 +38,8 @@ def add_tokens(core: Any, config: Mapping[str, Any], named: Mapping[str, str]) -
             special.add(token["content"])
     pieces = sorted(token for token in special - known if core.token_to_id(token) is not None)
     core.add_special_tokens([AddedToken(token, normalized=False) for token in pieces])
-    return {i for i, token in core.get_added_tokens_decoder().items() if token.special or token.content in special}
+    added = sorted(core.get_added_tokens_decoder().items())
+    return {token.content: i for i, token in added if token.special or token.content in special}
 
 
 def add_ends(core: Any, config: Mapping[str, Any], named: Mapping[str, str]) -> None:

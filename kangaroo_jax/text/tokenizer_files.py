@@ -87,7 +87,7 @@ def _sentencepiece(file: Path, config: dict[str, Any]) -> Any:
         ValueError: if it is no BPE model, or normalises text: what is made of it splits text differently.
     """
     import sentencepiece
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     model = sentencepiece.SentencePieceProcessor(model_file=str(file))
     vocab = {model.id_to_piece(i): i for i in range(model.get_piece_size())}
@@ -105,18 +105,13 @@ def _sentencepiece(file: Path, config: dict[str, Any]) -> Any:
         models.BPE(vocab, merges, unk_token=unk, fuse_unk=True, byte_fallback=fallback, ignore_merges=bool(given))
     )
     normal = model.normalize("a b")
-    prefix, escaped = normal.startswith("▁"), normal.endswith("▁b")
-    first = [normalizers.Prepend("▁")] if prefix else []
-    escape = [normalizers.Replace(" ", "▁")] if escaped else []
+    escape_spaces(core, prefix := normal.startswith("▁"), normal.endswith("▁b"))
     cut: list[Any] = []
     if prefix and config.get("legacy") is False:
-        first, cut = [], [pre_tokenizers.Metaspace(prepend_scheme="first", split=False)]
+        core.normalizer, cut = normalizers.Sequence([]), [pre_tokenizers.Metaspace(prepend_scheme="first", split=False)]
     if given:
         cut.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, reversed(given)))), "isolated"))
-    core.normalizer, core.pre_tokenizer = normalizers.Sequence([*first, *escape]), pre_tokenizers.Sequence(cut)
-    unescape = [decoders.Replace("▁", " ")] if escaped else []
-    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
-    core.decoder = decoders.Sequence([*unescape, decoders.ByteFallback(), decoders.Fuse(), *strip])
+    core.pre_tokenizer = pre_tokenizers.Sequence(cut)
     probe = _PROBE + "".join(scores).replace("▁", " ")[:20_000]
     if core.encode(probe).ids != model.encode(probe):
         raise ValueError("tokenizer.model is no BPE that takes text as it is: tokenizer.json is needed")
@@ -126,6 +121,17 @@ def _sentencepiece(file: Path, config: dict[str, Any]) -> Any:
             config.setdefault(name, model.id_to_piece(i))
     config.setdefault("add_bos_token", True)
     return core
+
+
+def escape_spaces(core: Any, prefix: bool, escaped: bool = True) -> None:
+    """Let a tokenizer write spaces as SentencePiece does, one in front of each text if ``prefix``, and read bytes."""
+    from tokenizers import decoders, normalizers
+
+    first = [normalizers.Prepend("▁")] if prefix else []
+    escape, unescape = [normalizers.Replace(" ", "▁")], [decoders.Replace("▁", " ")]
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    core.normalizer = normalizers.Sequence([*first, *escape * escaped])
+    core.decoder = decoders.Sequence([*unescape * escaped, decoders.ByteFallback(), decoders.Fuse(), *strip])
 
 
 def merges_by_score(scores: Mapping[str, float]) -> list[tuple[str, str]]:

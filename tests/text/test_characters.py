@@ -126,7 +126,10 @@ def test_special_tokens_do_not_end_a_run_and_other_added_tokens_do(llama: Tokeni
 
 
 def test_ids_that_the_tokenizer_does_not_have_are_nothing(llama: Tokenizer) -> None:
-    assert llama.decode([*HAN[:2], 99999, *HAN[2:]]) == "漢"
+    ids = [*HAN[:2], 99999, *HAN[2:]]
+    assert llama.decode(ids) == "漢"
+    detokenizer = Detokenizer(llama, [])
+    assert [detokenizer.push([i]) for i in ids] == ["", "", "", "漢"]
 
 
 def backend_of(tokens: list[str], decoder: object) -> Backend:

@@ -315,7 +315,7 @@ def test_thoughts_stay_the_tokens_that_the_model_writes() -> None:
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     core.add_tokens([AddedToken("<think>", special=False)])
     core.add_special_tokens(["<end>"])
-    tokenizer = Tokenizer.from_contents(core.to_str(), {"eos_token": "<end>"})
+    tokenizer = Tokenizer(core, {"eos_token": "<end>"})
     messages = [user("<end>"), assistant("<think>hm<end>"), user("and?")]
     ids = chat_ids(tokenizer, "any", messages, "{% for m in messages %}{{ m.content }}<end>{% endfor %}<think>")
     assert (ids.count(256), ids.count(257)) == (2, 3)

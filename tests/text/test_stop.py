@@ -59,6 +59,8 @@ def test_any_pieces_give_what_the_definition_gives(stops: list[str], text: str, 
 )
 @example(stops=["a<a>", "b"], parts=["a", 0, 1, "b"])  # The longer token is meant.
 @example(stops=["<a>"], parts=["a", 0, "<", "a", ">"])  # Alone it is none of this scanner's.
+@example(stops=["bb", "a<a"], parts=["b", 0, "b"])  # A token that a stop string lacks does not keep it from its place.
+@example(stops=["b<a", "a<a>"], parts=["b", 1, 0])
 def test_special_tokens_within_stop_strings(stops: list[str], parts: list[Any]) -> None:
     special = ["<a", "<a>"]
     scanner = StopScanner(stops, special)
@@ -66,10 +68,15 @@ def test_special_tokens_within_stop_strings(stops: list[str], parts: list[Any]) 
     shown = "".join(
         scanner.push(part if isinstance(part, str) else scanner.marks.get(special[part], "")) for part in parts
     )
-    expected = cut("".join(map(str, parts)), [*stops, *mixed])
-    assert scanner.stopped == (expected is not None)
-    whole = "".join(map(str, parts)) if expected is None else expected
-    assert shown + scanner.finish() == whole.replace("0", "").replace("1", "")
+    whole, ends = "".join(map(str, parts)), []
+    for stop in [*stops, *mixed]:
+        hidden = {"0", "1"} - {*stop}
+        seen = [place for place, character in enumerate(whole) if character not in hidden]
+        if (before := cut("".join(whole[place] for place in seen), [stop])) is not None:
+            ends.append((seen[len(before) + len(stop) - 1], seen[len(before)]))
+    assert scanner.stopped == bool(ends)
+    left = whole[: min(ends)[1]] if ends else whole
+    assert shown + scanner.finish() == left.replace("0", "").replace("1", "")
 
 
 def test_nothing_is_shown_after_a_stop() -> None:
