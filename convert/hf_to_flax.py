@@ -11,6 +11,7 @@ kill or a full disk. Memory is needed for a few tensors only.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -92,9 +93,9 @@ def _run(args: argparse.Namespace, out: Path) -> None:
 def _destination(source: str) -> Path:
     """Return the default destination; a directory's real name counts, so that ``.`` has one."""
     path = expand(source)
-    if source in EMBEDDED or not path.exists():
+    if source in EMBEDDED or not os.path.exists(path):  # Path's own method raises for odd names.
         return converted(source)
-    return converted(path.resolve().name if path.is_dir() else whole_name(path))
+    return converted(path.resolve().name if os.path.isdir(path) else whole_name(path))
 
 
 def _table(written: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -87,21 +87,20 @@ def rows(config: LlamaConfig, tensors: Sequence[StoredTensor], dtype: Any = None
     """
     found = {entry.name: (entry, tensor) for entry, tensor in matched(config, [(item.name, item) for item in tensors])}
     result = as_dtype(dtype) or common_dtype(tensor.dtype for _, tensor in found.values())
-    stored = {tensor.name: tensor for tensor in tensors}
     # Of all layers the first rule, then of all the second: by layer reads better.
     ordered = sorted((found[name] for name in entries(config)), key=lambda pair: _depth(pair[0], config))
     return [
         Row(
             name=entry.name,
             shape=entry.shape,
-            dtype=stored[entry.name].kind,
+            dtype=cast(StoredTensor, tensor).kind,
             path=entry.path,
             columns=entry.columns if entry.columns[:2] != (0, entry.leaf_shape[-1]) else None,
             transposed=entry.transpose,
             result=result.name,
-            nbytes=stored[entry.name].nbytes,
+            nbytes=cast(StoredTensor, tensor).nbytes,
         )
-        for entry, _ in ordered
+        for entry, tensor in ordered
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -43,13 +44,13 @@ def locate(source: str, revision: str | None = None) -> Path:
         ValueError: if there is no such source, it cannot be downloaded, or it is local and a revision is asked for.
     """
     path = expand(source)
-    there = source.strip() and (path.is_dir() or is_gguf(path))
+    there = source.strip() and (os.path.isdir(path) or is_gguf(path))  # Path's own methods raise for odd names.
     local = embedded(source) if source in EMBEDDED else path if there else packaged(source)
     if local is not None:
         if revision is not None:
             raise ValueError(f"revision is {revision!r}, but {source!r} is local; revisions are those of hub ids")
         return local
-    if path.is_file():
+    if os.path.isfile(path):
         raise ValueError(f"{source!r} is a file; give the directory that holds it, or a GGUF file")
     hub_id = ALIASES.get(source, source)
     if _HUB_ID.fullmatch(hub_id):

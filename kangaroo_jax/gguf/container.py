@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import mmap
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -67,16 +68,19 @@ class GgufTensor:
         return np.dtype(_DTYPES.get(self.kind, np.float32))
 
     def read(self) -> np.ndarray:
-        """Return the values; beside them the dequantised ones of a few rows are held.
+        """Return the values; beside them the tensor is held as it is in the file.
+
+        It is not mapped: a mapped file that becomes shorter ends the process.
 
         Raises:
             ValueError: if the file has become shorter since it was opened.
         """
         try:
-            mapped = np.memmap(self.file, np.uint8, mode="r", offset=self.start, shape=(self.nbytes,))
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{self.file} changed while it was read; {AGAIN}") from error
-        stored = mapped.view(np.ndarray)  # Of which slices are made faster.
+            stored = np.fromfile(self.file, np.uint8, self.nbytes, offset=self.start)
+        except OSError as error:
+            raise ValueError(f"{self.file} cannot be read ({first_line(error)})") from error
+        if len(stored) < self.nbytes:
+            raise ValueError(f"{self.file} changed while it was read; {AGAIN}")
         if self.kind in ("F32", *_DTYPES):
             return stored.view(self.dtype).reshape(self.shape)
         package = _package(self.file)
@@ -158,6 +162,10 @@ class Gguf:
         value = self.scalar(key)
         return None if value is None else self._as(key, value, type(value) is str, "text")
 
+    def count(self, key: str) -> int:
+        """Return how many values an array has, 0 where the key is absent; none is read."""
+        return 0 if (value := self._array(key)) is None else value.count or 0
+
     def texts(self, key: str) -> list[str] | None:
         """Return an array of texts, or None where the key is absent."""
         if (value := self._array(key)) is None:
@@ -206,7 +214,7 @@ class _Header:
         with file.open("rb") as opened:
             if opened.read(4) != MAGIC:
                 raise ValueError(f"{file} is not a GGUF file; give a .gguf file, or the directory of a checkpoint")
-            self._data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+            self._data: mmap.mmap | bytes = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         self._at = 4
         self._check_version()
         tensors, keys = self._unpack("QQ")
@@ -219,6 +227,7 @@ class _Header:
                 raise self._refused(f"has the key {brief(key)} twice")
             self.values[key] = self._skip_value(key)
         self.tensors = self._read_tensors(tensors)
+        self._data = self._data[: self._at]  # Not mapped: see GgufTensor.read.
 
     def texts(self, value: Value) -> Iterator[str]:
         """Yield the texts of a value."""
@@ -355,7 +364,7 @@ class _Header:
 
 def is_gguf(path: Path) -> bool:
     """Return whether a path is a file that is GGUF, by its name or by its first bytes."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path's own method raises where a folder is locked.
         return False
     if path.suffix.lower() == ".gguf":
         return True

@@ -130,6 +130,9 @@ def read_merges(gguf: Gguf) -> list[tuple[str, str]]:
 
 
 def _tokens(gguf: Gguf) -> list[str]:
+    table, count = gguf.tensors.get("token_embd.weight"), gguf.count("tokenizer.ggml.tokens")
+    if table is not None and count > table.shape[0]:  # The shortest text takes more memory than bytes in the file.
+        raise ValueError(f"{gguf.file} has {count} tokens, and token_embd.weight {table.shape[0]} rows; {AGAIN}")
     tokens = gguf.texts("tokenizer.ggml.tokens")
     if not tokens:
         raise ValueError(f"{gguf.file} lacks tokenizer.ggml.tokens; {AGAIN}")

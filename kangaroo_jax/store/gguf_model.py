@@ -121,10 +121,6 @@ def _config(gguf: Gguf, family: str) -> LlamaConfig:
     if (table := gguf.tensors.get("token_embd.weight")) is None or len(table.shape) != 2:
         raise ValueError(f"{gguf.file} lacks the table token_embd.weight; {_AGAIN}")
     vocabulary = read_vocabulary(gguf)
-    if vocabulary is not None and len(vocabulary.tokens) > table.shape[0]:
-        raise ValueError(
-            f"{gguf.file} has {len(vocabulary.tokens)} tokens, and token_embd.weight {table.shape[0]} rows; {_AGAIN}"
-        )
     eps = gguf.number(f"{family}.attention.layer_norm_rms_epsilon")
     if eps is None:
         raise ValueError(f"{gguf.file} lacks {family}.attention.layer_norm_rms_epsilon; {_AGAIN}")
@@ -160,7 +156,8 @@ def _config(gguf: Gguf, family: str) -> LlamaConfig:
 
 def _shortest(value: float) -> float:
     """Return the number that was meant: files hold 1e-5 in 32 bits, as 9.999999747378752e-06."""
-    single = np.float32(value)
+    with np.errstate(over="ignore"):
+        single = np.float32(value)
     return float(str(single)) if float(single) == value else value
 
 
@@ -187,12 +184,14 @@ def _stretched(config: LlamaConfig, factors: GgufTensor) -> LlamaConfig:
     Raises:
         ValueError: if they are no such factors.
     """
-    values = factors.read().astype(np.float64)
     turns = rope_frequencies(config).astype(np.float64) / (2 * math.pi)  # Per position.
     odd = ValueError(
         f"{factors.file} divides rotary frequencies by what is no scaling of Llama 3 ({_ROPE}); this is not supported"
     )
-    if values.shape != turns.shape or config.rope_scaling or not (np.isfinite(values) & (values >= 1)).all():
+    if factors.shape != turns.shape or config.rope_scaling:
+        raise odd
+    values = factors.read().astype(np.float64)
+    if not (np.isfinite(values) & (values >= 1)).all():
         raise odd
     if (values == 1).all():
         return config

@@ -131,7 +131,7 @@ def _runs(entry: Entry) -> Iterable[slice]:
 
 
 _LAYER = re.compile(r"model\.layers\.([0-9]+)\.")
-_FIX = "are config.json and weights those of one complete checkpoint?"
+_FIX = "are config and weights those of one complete checkpoint?"
 _HEADLESS = (
     "this is a base model: save it with its head (AutoModelForCausalLM), or, if the head is the embedding table, set "
     "tie_word_embeddings to true in config.json"

@@ -104,6 +104,8 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         return embedded(text)
     path = expand(text)
     if text.strip() and os.path.isdir(path):  # Path's own methods raise for names that are too long.
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise ValueError(f"{path} cannot be read (Permission denied); change its mode, or its owner")
         return path
     if text.strip() and os.path.isfile(path):
         if is_gguf(path):

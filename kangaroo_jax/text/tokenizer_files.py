@@ -136,7 +136,9 @@ def escape_spaces(core: Any, prefix: bool, escaped: bool = True) -> None:
 
 def merges_by_score(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     """Return the merges of a BPE that joins pieces as SentencePiece does: the highest score first."""
-    pairs = [(piece[:cut], piece[cut:]) for piece in scores for cut in range(1, len(piece))]
+    lengths = {len(piece) for piece in scores}  # A piece of 100,000 characters is not cut everywhere.
+    cuts = ((piece, cut) for piece in scores for cut in range(1, len(piece)))
+    pairs = ((piece[:cut], piece[cut:]) for piece, cut in cuts if cut in lengths and len(piece) - cut in lengths)
     merges = [pair for pair in pairs if pair[0] in scores and pair[1] in scores]
     # Of equal scores SentencePiece takes the leftmost: a run of spaces grows from the left, so the longer come first.
     return sorted(merges, key=lambda pair: (scores["".join(pair)], len(pair[0])), reverse=True)

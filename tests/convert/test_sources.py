@@ -8,6 +8,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
+from convert.hf_to_flax import main
 from convert.sources import locate
 
 COMMON = [
@@ -106,3 +107,10 @@ def test_offline_without_a_cache(tmp_path, monkeypatch):
         locate("me/mine", "v2")
     assert BOTH_WAYS in str(caught.value) and "\n" not in str(caught.value)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".gguf", "./" + "x" * 300, "a\0b.gguf"])
+def test_a_name_that_no_file_can_have_is_a_line(name, capsys):
+    assert main([name, "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "no directory" in said and said.count("\n") == 1

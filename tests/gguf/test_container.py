@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 import sys
@@ -79,6 +80,15 @@ LIES = {
     "is of type 'adapter'": whole([ARCHITECTURE, entry("general.type", 8, text("adapter"))]),
     "mixtures of experts are": whole([ARCHITECTURE, entry("llama.expert_count", 4, struct.pack("<I", 8))]),
     "lacks the table token_embd.weight": whole([ARCHITECTURE]),
+    "has 1048576 tokens, and token_embd.weight 1 rows": whole(
+        [
+            ARCHITECTURE,
+            entry("tokenizer.ggml.model", 8, text("gpt2")),
+            entry("tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, 1 << 20) + bytes(8 << 20)),
+        ],
+        [tensor("token_embd.weight", (8, 1))],
+        bytes(32),
+    ),
 }
 
 
@@ -133,6 +143,23 @@ def test_changed_bytes_are_refused_or_read(tmp_path, ggufs, byte_level, sentence
         except ValueError as error:
             assert "\n" not in str(error) and len(str(error)) < 800
     assert 10 < read < 100
+
+
+def test_a_file_that_becomes_shorter_is_a_line(tmp_path, ggufs, byte_level):
+    """A mapped one would end the process. What the header said is known by then."""
+    config, file = ggufs.config_of(), tmp_path / "m.gguf"
+    ggufs.write(file, config, ggufs.random_tensors(config), "Q8_0", tokenizer=byte_level())
+    leaf, opened = open_hf(file)[1][0], Gguf(file)
+    for size in (len(file.read_bytes()) // 2, 4):  # Within the data, and within the header.
+        os.truncate(file, size)
+        with pytest.raises(ValueError, match=r"m\.gguf changed while it was read"):
+            [tensor.read() for tensor in opened.tensors.values()]
+    with pytest.raises(ValueError, match=r"m\.gguf changed while it was read"):
+        leaf.read()
+    assert len(opened.texts("tokenizer.ggml.tokens")) == 259
+    file.unlink()
+    with pytest.raises(ValueError, match=r"m\.gguf cannot be read \(.*No such file"):
+        leaf.read()
 
 
 def test_a_model_in_parts_is_read_from_any_of_them(tmp_path, ggufs):

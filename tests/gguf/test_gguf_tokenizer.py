@@ -85,6 +85,12 @@ def test_sentencepiece_decodes_bytes_and_its_space(tokenizer_of, sentencepiece):
             assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+def test_a_piece_of_many_characters_is_not_cut_everywhere(tokenizer_of, sentencepiece):
+    """Its halves, in memory together, would take 40 GB."""
+    short = tokenizer_of(sentencepiece(["a", "b", "ab"])).encode("ab b")
+    assert tokenizer_of(sentencepiece(["a", "b", "ab", "c" * 200_000])).encode("ab b") == short
+
+
 def test_a_file_without_a_tokenizer_takes_ids(tokenizer_of):
     with pytest.raises(ValueError, match="has no tokenizer; give a GGUF file that has one"):
         tokenizer_of(lambda writer: None)
