@@ -27,7 +27,7 @@ MAY: dict[str, str] = {
     "kangaroo_jax.store": "checks files gguf model",
     "kangaroo_jax.baselines": "files model store",
     "kangaroo_jax.params": "kernels model store text",
-    "kangaroo_jax.decode": "model",
+    "kangaroo_jax.decode": "kernels model",
     "kangaroo_jax.engine": "checks kernels model store text params decode",
     "kangaroo_jax.api": "checks params engine",
     "kangaroo_jax.chat": "checks text params decode engine api",

@@ -5,7 +5,7 @@ from kangaroo_jax.decode.drafter import PLAIN, DecodeSpec, Drafter, Piece, Verif
 from kangaroo_jax.decode.kangaroo import Kangaroo
 from kangaroo_jax.decode.loop import decode, plain_round, speculative_round
 from kangaroo_jax.decode.prefill import allocate, bucket, cache_slots, prefill, prefill_chunk
-from kangaroo_jax.decode.sampling import Sampling, log_probabilities, most_likely
+from kangaroo_jax.decode.sampling import NATIVE, Cut, Sampling, cut, log_probabilities, most_likely
 from kangaroo_jax.decode.state import (
     LENGTH,
     RUNNING,
@@ -24,11 +24,13 @@ from kangaroo_jax.decode.verify import verify
 
 __all__ = [
     "LENGTH",
+    "NATIVE",
     "PLAIN",
     "RUNNING",
     "STOP",
     "Caches",
     "Controls",
+    "Cut",
     "DecodeSpec",
     "DecodeState",
     "DecodeStats",
@@ -47,6 +49,7 @@ __all__ = [
     "bucket",
     "cache_slots",
     "commit",
+    "cut",
     "decode",
     "log_probabilities",
     "most_likely",

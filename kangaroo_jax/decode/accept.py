@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from kangaroo_jax.decode.sampling import ACCEPT, TARGET, draw, keys
+from kangaroo_jax.decode.sampling import ACCEPT, TARGET, Cut, Sampling, cut, draw, keys, no_cuts, total
 
 
 def accept_greedy(drafted: Int[Array, "B G"], count: Int[Array, " B"], target: Int[Array, "B R"]) -> Int[Array, " B"]:
@@ -27,8 +29,10 @@ def accept_greedy(drafted: Int[Array, "B G"], count: Int[Array, " B"], target: I
 def accept_sampled(
     drafted: Int[Array, "B G"],
     count: Int[Array, " B"],
-    log_q: Float[Array, "B G V"],
-    log_p: Float[Array, "B R V"],
+    drawn: tuple[Float[Array, "B G V"], Cut],
+    logits: Float[Array, "B R V"],
+    sampling: Sampling,
+    truncate: int,
     seed: UInt32[Array, "B 2"],
     place: Int[Array, " B"],
 ) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
@@ -43,8 +47,11 @@ def accept_sampled(
     Args:
         drafted: drafted tokens, drawn from q.
         count: valid drafted tokens of each row.
-        log_q: log-probabilities each drafted token was drawn with.
-        log_p: the target's log-probabilities after the newest committed token and after each drafted one; R > G.
+        drawn: logits and cuts that each drafted token was drawn with: q.
+        logits: the target's after the newest committed token and after each drafted one; R > G. What is p there is
+            found one row after the other, as far as some sequence has accepted.
+        sampling: temperature and cuts.
+        truncate: as for ``cut``.
         seed: seed of each sequence.
         place: committed length the round started from.
 
@@ -52,19 +59,38 @@ def accept_sampled(
         The number of accepted tokens, and the token to commit after them.
     """
     gamma = drafted.shape[1]
-    chosen = drafted[:, :, None]
-    ratio = (
-        jnp.take_along_axis(log_p[:, :gamma], chosen, axis=-1) - jnp.take_along_axis(log_q, chosen, axis=-1)
-    ).squeeze(-1)
-    uniform = jax.vmap(lambda key: jax.random.uniform(key, (gamma,)))(keys(seed, place, ACCEPT))
-    accepted = _prefix(jnp.log(uniform) < ratio, count)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (gamma,), jnp.float32))(keys(seed, place, ACCEPT))
+    most = uniform * drawn[1].probability(drawn[0], drafted)  # Less than q.
 
-    p = jnp.exp(jnp.take_along_axis(log_p, accepted[:, None, None], axis=1)[:, 0])
-    q = jnp.exp(jnp.take_along_axis(log_q, jnp.minimum(accepted, gamma - 1)[:, None, None], axis=1)[:, 0])
-    left = jnp.maximum(p - jnp.where((accepted < count)[:, None], q, 0.0), 0.0)
+    def judge(carry: tuple[Array, Array, Array, Cut]) -> tuple[Array, Array, Array, Cut]:
+        step, going, accepted, ends = carry
+        row = jax.lax.dynamic_index_in_dim(logits, step, axis=1, keepdims=False)
+        left = cut(sampling, row, truncate)
+        at = jnp.minimum(step, gamma - 1)
+        kept = going & (step < count) & (most[:, at] < left.probability(row, drafted[:, at]))
+        ends = jax.tree.map(lambda new, old: jnp.where(going, new, old), left, ends)
+        return step + 1, kept, accepted + kept.astype(jnp.int32), ends
+
+    start = (jnp.zeros((), jnp.int32), count >= 0, jnp.zeros_like(count), no_cuts(count.shape))
+    _, _, accepted, ends = jax.lax.while_loop(lambda carry: carry[1].any(), judge, start)
+
+    def of_row(leaf: Array, row: Int[Array, " B"]) -> Array:
+        return jnp.take_along_axis(leaf, row.reshape(-1, *(1,) * (leaf.ndim - 1)), axis=1)[:, 0]
+
+    given, cuts = jax.tree.map(lambda leaf: of_row(leaf, jnp.minimum(accepted, gamma - 1)), drawn)
+
+    def rest(rejected: Array) -> Callable[..., Array]:
+        def weigh(logits: Array, given: Array, tokens: Array) -> Array:
+            p = ends.weigh(logits, tokens) / ends.total[:, None]
+            q = cuts.weigh(given, tokens) / cuts.total[:, None]
+            return jnp.maximum(p - jnp.where(rejected[:, None], q, 0.0), 0.0)
+
+        return weigh
+
+    rows, rejected = (of_row(logits, accepted), given), accepted < count
     # Where p and q are equal but for rounding, a rejection may find nothing left.
-    left = jnp.where(left.sum(-1, keepdims=True) > 0, left, p)
-    return accepted, draw(keys(seed, place, TARGET), jnp.log(left))
+    rejected &= total(rest(rejected), *rows) > 0
+    return accepted, draw(keys(seed, place, TARGET), rest(rejected), *rows)
 
 
 def _prefix(good: Bool[Array, "B G"], count: Int[Array, " B"]) -> Int[Array, " B"]:

@@ -29,14 +29,14 @@ class DecodeSpec:
         drafter: how tokens are drafted.
         gamma: largest number of tokens drafted in one line, and so accepted in one round; 0 decodes plainly.
         sample: whether tokens are drawn at random, or the most likely one is taken.
-        truncate: whether top_k and top_p are applied to what is drawn from.
+        truncate: whether top_k and top_p are applied to what is drawn from, as for ``cut``.
     """
 
     config: LlamaConfig
     drafter: Drafter
     gamma: int
     sample: bool = False
-    truncate: bool = False
+    truncate: int = False
 
     @property
     def rows(self) -> int:
@@ -184,7 +184,7 @@ def token_draft(
         tokens=tokens,
         count=count.astype(jnp.int32),
         confidence=jnp.pad(sure, ((0, 0), (0, spare + 1))),
-        log_q=None,
+        drawn=None,
         hidden=embed(weights["target"], rows),
         caches=(),
         drafter=memory,

@@ -10,7 +10,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from kangaroo_jax.decode.drafter import DecodeSpec, Drafter, Piece
-from kangaroo_jax.decode.sampling import DRAFT, choose
+from kangaroo_jax.decode.sampling import DRAFT, choose, no_cuts
 from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Draft, Weights, newest
 from kangaroo_jax.model import (
     AdapterConfig,
@@ -84,7 +84,7 @@ class Kangaroo(Drafter):
             hidden = jax.lax.dynamic_slice_in_dim(now.hidden, step, 1, axis=1)
             logits, memory = self.propose(spec, weights, hidden, position + step, now.drafter)
             key = (state.seed, state.length, DRAFT + step)
-            drafted, log_q = choose(spec.sampling(controls), logits, key, spec.truncate)
+            drafted, drawn = choose(spec.sampling(controls), logits, key, spec.truncate)
             confidence = 1.0 / jnp.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
             after = position + step + 1
             hidden, caches = self._shallow(spec, weights, drafted[:, None], after, now.caches, carry.active)
@@ -96,7 +96,7 @@ class Kangaroo(Drafter):
                     count=now.count + carry.active,
                     confidence=_put(now.confidence, confidence, step),
                     # Nothing to note (None) when tokens are not drawn.
-                    log_q=jax.tree.map(lambda noted, new: _put(noted, new, step), now.log_q, log_q),
+                    drawn=jax.tree.map(lambda noted, new: _put(noted, new, step), now.drawn, drawn),
                     hidden=_put(now.hidden, hidden[:, 0], step + 1),
                     caches=caches,
                     drafter=memory,
@@ -172,11 +172,12 @@ def _nothing_drafted(
 ) -> Draft:
     """Return a draft of no tokens, with the exit layer's state of the newest committed one."""
     batch, _, width = first.shape
+    size = (batch, spec.gamma)
     return Draft(
-        tokens=jnp.zeros((batch, spec.gamma), jnp.int32),
+        tokens=jnp.zeros(size, jnp.int32),
         count=jnp.zeros((batch,), jnp.int32),
         confidence=jnp.zeros((batch, spec.rows), jnp.float32),
-        log_q=jnp.zeros((batch, spec.gamma, spec.config.vocab_size), jnp.float32) if spec.sample else None,
+        drawn=(jnp.zeros((*size, spec.config.vocab_size), jnp.float32), no_cuts(size)) if spec.sample else None,
         hidden=_put(jnp.zeros((batch, spec.rows, width), first.dtype), first[:, 0], 0),
         caches=caches,
         drafter=memory,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from kangaroo_jax.decode.drafter import DecodeSpec, Verified
-from kangaroo_jax.decode.sampling import TARGET, choose, log_probabilities, most_likely
+from kangaroo_jax.decode.sampling import TARGET, choose, most_likely
 from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Weights, commit, newest
 from kangaroo_jax.decode.stats import record_round
 from kangaroo_jax.decode.tree import accept_tree
@@ -36,11 +36,9 @@ def speculative_round(spec: DecodeSpec, weights: Weights, state: DecodeState, co
         block = jnp.take_along_axis(target, path, axis=1)
         caches = tuple(keep_path(cache, root, path) for cache in caches)
     elif spec.sample:
-        assert drafted.log_q is not None
-        log_p = log_probabilities(controls.sampling, scores[:, : spec.gamma + 1], spec.truncate)
-        accepted, follows = spec.drafter.accept(
-            drafted.tokens, drafted.count, drafted.log_q, log_p, state.seed, state.length
-        )
+        assert drafted.drawn is not None
+        drawing = (controls.sampling, spec.truncate, state.seed, state.length)
+        accepted, follows = spec.drafter.accept(drafted.tokens, drafted.count, drafted.drawn, scores, *drawing)
         block = jnp.pad(drafted.tokens, ((0, 0), (0, spec.rows - spec.gamma)))
         block = jnp.where(jnp.arange(spec.rows)[None] == accepted[:, None], follows[:, None], block)
     else:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, UInt32
 
-from kangaroo_jax.decode.sampling import Sampling
+from kangaroo_jax.decode.sampling import Cut, Sampling
 from kangaroo_jax.decode.stats import DecodeStats, write_rows
 from kangaroo_jax.decode.tree import Tree
 from kangaroo_jax.model import KVCache
@@ -71,7 +71,8 @@ class Draft(struct.PyTreeNode):
         tokens: drafted tokens, ``[B, G]``; valid up to ``count``. Of a tree: the tokens of rows 1 to R - 1.
         count: tokens drafted for each sequence, ``[B]``; of a tree, its candidates.
         confidence: top-1 probability of the draft model at each drafted token, ``[B, R]``; valid up to ``count``.
-        log_q: log-probabilities each token was drawn with, ``[B, G, V]``; None when the most likely one is taken.
+        drawn: logits and cuts each token was drawn with, ``[B, G, V]`` and ``[B, G]``; None when the most likely one is
+            taken.
         hidden: ``hidden_states[l]`` of the newest committed token and of every drafted one, ``[B, R, D]``; R is
             ``DecodeSpec.rows``, rows beyond ``count`` are zeros or stale.
         caches: the shallow layers' caches, written at all those positions.
@@ -82,7 +83,7 @@ class Draft(struct.PyTreeNode):
     tokens: Int[Array, "B G"]
     count: Int[Array, " B"]
     confidence: Float[Array, "B R"]
-    log_q: Float[Array, "B G V"] | None
+    drawn: tuple[Float[Array, "B G V"], Cut] | None
     hidden: Float[Array, "B R D"]
     caches: tuple[KVCache, ...]
     drafter: Any

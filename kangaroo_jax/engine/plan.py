@@ -169,7 +169,9 @@ def plan(params: Params, options: Options, per_prompt: Sequence[Mapping[str, Any
         )
     drafter, gamma = _drafter(params, options, method)
     sample = any(row.samples for row in settings)
-    truncate = any(row.truncates(params.config.vocab_size) for row in settings)
+    truncate = any(row.truncates(params.config.vocab_size) for row in settings) * (
+        dec.NATIVE if params.kernels == "native" else 1
+    )
     return Plan(method, dec.DecodeSpec(params.config, drafter, gamma, sample, truncate), tuple(settings), copies)
 
 

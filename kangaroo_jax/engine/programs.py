@@ -42,7 +42,7 @@ ONE_GRAPH: dict[str, str] = {
     # WHILE alone there are too few operations outside of the loop for a graph, so that nothing is put into any.
     "xla_gpu_graph_min_graph_size": "1",
     "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION,WHILE",
-    # CUB's sort, for top_k and top_p, is a call into a library that says of no graph that it may be in one.
+    # CUB's sort is a call into a library that says of no graph that it may be in one. top_k and top_p rank few numbers.
     "xla_gpu_enable_cub_radix_sort": "False",
 }
 """XLA options for an NVIDIA GPU: the whole decode loop, with the loop of drafting in it, becomes one CUDA graph.

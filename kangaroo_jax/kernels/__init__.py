@@ -6,7 +6,7 @@ Optional: without the compiled library, or on another platform, everything runs 
 
 from __future__ import annotations
 
-from kangaroo_jax.kernels.calls import layers, product
+from kangaroo_jax.kernels.calls import layers, product, search
 from kangaroo_jax.kernels.library import CHOICES, describe, instruction_set, use_native, why_not
 from kangaroo_jax.kernels.packed import Packed, pack, pack_adapter, pack_leaf, pack_target, packs, unpack
 
@@ -22,6 +22,7 @@ __all__ = [
     "pack_target",
     "packs",
     "product",
+    "search",
     "unpack",
     "use_native",
     "why_not",

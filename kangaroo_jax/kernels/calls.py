@@ -149,6 +149,37 @@ def layers(
     return out, list(zip(updated[::2], updated[1::2], strict=True))
 
 
+def search(
+    logits: Float[Array, "B V"],
+    highest: Float[Array, " B"],
+    factor: Float[Array, " B"],
+    top_k: Float[Array, " B"],
+    top_p: Float[Array, " B"],
+    kth: Float[Array, " B"],
+    last: Float[Array, " B"],
+    counted: Bool[Array, " B"],
+    sought: Bool[Array, " B"],
+) -> Float[Array, " B"]:
+    """Return the lowest value of ``(logit - highest) * factor`` that top_k and top_p leave in.
+
+    Args:
+        logits: all logits.
+        highest: the highest of each sequence.
+        factor: 1 / temperature.
+        top_k: tokens that stay.
+        top_p: probability that those of them have together that stay.
+        kth: the lowest value that top_k leaves in, where it is known.
+        last: a value that is probably not far from what is returned.
+        counted: where it is.
+        sought: where something is to be found; elsewhere ``kth`` is returned.
+    """
+    ready()
+    batch, size = logits.shape
+    shapes = (jax.ShapeDtypeStruct((batch,), jnp.float32), jax.ShapeDtypeStruct((batch, size + 32), jnp.float32))
+    call = jax.ffi.ffi_call("kangaroo_search", shapes)
+    return call(logits, highest, factor, top_k, top_p, kth, last, counted, sought)[0]
+
+
 def _counts(count: Int[Array, " B"] | None, x: Float[Array, "B T I"]) -> Int[Array, " B"]:
     return jnp.full(len(x), x.shape[1], jnp.int32) if count is None else count.astype(jnp.int32)
 

@@ -14,7 +14,11 @@ SWITCH = "KANGAROO_KERNELS"
 CHOICES = ("auto", "xla", "native")
 ISA_SWITCH = "KANGAROO_KERNELS_ISA"
 ISAS = ("AVX-512 BF16", "AVX-512", "AVX2", "portable")
-_FUNCTIONS = {"kangaroo_product": "KangarooProduct", "kangaroo_layers": "KangarooLayers2"}
+_FUNCTIONS = {
+    "kangaroo_product": "KangarooProduct",
+    "kangaroo_layers": "KangarooLayers2",
+    "kangaroo_search": "KangarooSearch",
+}
 
 
 @functools.cache

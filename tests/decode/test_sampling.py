@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import jax
@@ -20,7 +21,8 @@ DRAWS = 200_000
 INF = float("inf")
 
 log_probabilities = jax.jit(dec.log_probabilities, static_argnums=2)
-accept = jax.jit(dec.accept_sampled)
+accept = jax.jit(dec.accept_sampled, static_argnums=5)
+cut = jax.jit(dec.cut, static_argnums=2)
 # Steps of 1/8 are exact in fp32, and ties are frequent.
 STEPS = st.integers(-300, 300).map(lambda step: step / 8)
 LOGITS = st.lists(st.one_of(STEPS, st.integers(0, 4)), min_size=V, max_size=V)
@@ -40,6 +42,10 @@ def logs(probabilities: Any) -> Any:
         return np.log(np.asarray(probabilities, np.float32))
 
 
+def itself(weights: Any, tokens: Any) -> Any:
+    return weights
+
+
 def seeds(count: int, word: int = 0) -> Any:
     return np.stack([np.full(count, word), np.arange(count)], axis=1).astype(np.uint32)
 
@@ -56,7 +62,7 @@ def test_log_probabilities_are_those_of_the_reference(
     reference: Any, logits: list[float], absent: set[int], temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
     scores = np.where([index in absent for index in range(V)], -INF, np.array(logits, np.float32))
-    got = np.asarray(log_probabilities(sampling(temperature, top_k, top_p, min_p), scores, True), np.float64)
+    got = np.asarray(log_probabilities(sampling(temperature, top_k, top_p, min_p), scores[None], True)[0], np.float64)
     # Where a cut falls within fp32's rounding, either side of it is right.
     low, high = (1.0, 1.0) if top_p == 1 else (top_p * (1 - 1e-5) - 1e-6, min(top_p * (1 + 1e-5) + 1e-6, 1))
     least = reference(scores, temperature, top_k, low, min(min_p * (1 + 1e-5), 1)) > 0
@@ -70,8 +76,8 @@ def test_log_probabilities_are_those_of_the_reference(
 
 
 @given(logits=LOGITS, temperature=fp32(1e-3, 10), min_p=fp32(1e-6, 1))
-def test_what_cuts_nothing_needs_no_sort(logits: list[float], temperature: float, min_p: float) -> None:
-    scores, drawn = np.array(logits, np.float32), sampling(temperature, min_p=min_p)
+def test_what_cuts_nothing_leaves_all_tokens(logits: list[float], temperature: float, min_p: float) -> None:
+    scores, drawn = np.array([logits], np.float32), sampling(temperature, min_p=min_p)
     np.testing.assert_array_equal(log_probabilities(drawn, scores, True), log_probabilities(drawn, scores, False))
 
 
@@ -79,9 +85,9 @@ def test_what_cuts_nothing_needs_no_sort(logits: list[float], temperature: float
 def test_the_order_of_the_vocabulary_does_not_matter(
     logits: list[float], order: list[int], cuts: tuple[int, float]
 ) -> None:
-    scores, drawn = np.array(logits, np.float32), sampling(1.0, *cuts)
-    shuffled = log_probabilities(drawn, scores[order], True)
-    np.testing.assert_allclose(shuffled, log_probabilities(drawn, scores, True)[np.array(order)], atol=1e-6)
+    scores, drawn = np.array([logits], np.float32), sampling(1.0, *cuts)
+    shuffled = log_probabilities(drawn, scores[:, order], True)
+    np.testing.assert_allclose(shuffled, log_probabilities(drawn, scores, True)[:, np.array(order)], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -118,9 +124,103 @@ def test_examples(reference: Any, probabilities: Any, cuts: dict[str, Any], expe
     by_reference = reference(logs(probabilities), **cuts | {"temperature": max(cuts.get("temperature", 1.0), 1e-30)})
     np.testing.assert_allclose(by_reference, expected, atol=1e-4)
     for order in itertools.permutations(range(4)):
-        got = log_probabilities(drawn, logs(probabilities)[list(order)] + 1000, True)
+        got = log_probabilities(drawn, logs(probabilities)[None, list(order)] + 1000, True)[0]
         np.testing.assert_allclose(np.exp(got), np.array(expected)[list(order)], atol=1e-4)
         np.testing.assert_array_equal(np.exp(got) == 0, np.array(expected)[list(order)] == 0)
+
+
+SHAPES: dict[str, Any] = {  # Of many tokens' logits, of normal numbers.
+    "flat": lambda x: 0.3 * x,
+    "steep": lambda x: 3 * x,
+    "peaked": lambda x: 2 * x + np.linspace(14, -40, x.shape[1]).clip(0),
+    "in steps": lambda x: np.round(2 * x),
+    "few": lambda x: np.where(np.abs(x) < 2.5, -INF, x),
+}
+CUTS = (  # temperature, top_k (of 5003), top_p, min_p
+    (1.0, 5003, 0.9, 0.0),
+    (0.3, 5003, 0.5, 0.0),
+    (100.0, 5003, 0.97, 0.0),
+    (1.0, 5003, 1e-6, 0.0),
+    (0.7, 5003, 0.999, 1e-4),
+    (1.0, 50, 0.9, 0.05),
+    (0.5, 1, 1.0, 0.0),
+    (0.7, 64, 0.9, 0.0),
+    (1.0, 65, 1.0, 0.0),
+    (1.0, 700, 0.95, 0.0),
+    (1.0, 3000, 0.2, 0.0),
+    (2.0, 5002, 1.0, 0.0),
+    (1.0, 5003, 1.0, 1.0),
+)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_many_tokens_are_cut_as_the_reference_cuts_them(reference: Any, shape: str) -> None:
+    """5003 tokens are more columns than are looked at, and no whole number of rows."""
+    logits = SHAPES[shape](np.random.default_rng(len(shape)).standard_normal((3, 5003))).astype(np.float32)
+    for temperature, top_k, top_p, min_p in CUTS:
+        got = np.asarray(log_probabilities(sampling(temperature, top_k, top_p, min_p), logits, True), np.float64)
+        kept, scaled = got > -INF, (logits - logits.max(-1, keepdims=True)) / temperature
+        low, high = (1.0, 1.0) if top_p == 1 else (max(top_p * (1 - 1e-5) - 1e-6, 1e-12), min(top_p * (1 + 1e-5), 1))
+        least = reference(logits, temperature, top_k, low, min(min_p * (1 + 1e-5), 1)) > 0
+        most = reference(logits, temperature, top_k, high, min_p * (1 - 1e-5)) > 0
+        seen = scaled > -80
+        assert (least <= kept)[seen].all() and (kept <= most)[seen].all(), (temperature, top_k, top_p, min_p)
+        with np.errstate(divide="ignore"):
+            expected = np.log(reference(np.where(kept, logits, -INF), temperature))
+        np.testing.assert_allclose(got[seen], expected[seen], rtol=1e-5, atol=2e-5)
+
+
+def test_where_all_tokens_tie_all_stay() -> None:
+    kept = log_probabilities(sampling(1.0, 3, 0.5), np.zeros((1, 5003), np.float32), True)
+    np.testing.assert_allclose(np.exp(kept), 1 / 5003, rtol=1e-5)
+
+
+def test_what_is_cut_does_not_depend_on_the_batch() -> None:
+    """XLA's own sums do, by their last bits."""
+    rng = np.random.default_rng(4)
+    logits = np.stack([2 * rng.standard_normal(5003), 0.1 * rng.standard_normal(5003), *rng.standard_normal((5, 5003))])
+    logits, cuts = logits.astype(np.float32), sampling(0.9, 4000, 0.93, 1e-4)
+    together = cut(cuts, logits, True)
+    for rows in ([0], [1, 0], [6, 5, 1]):
+        for one, all_of_them in zip(
+            jax.tree.leaves(cut(cuts, logits[rows], True)), jax.tree.leaves(together), strict=True
+        ):
+            np.testing.assert_array_equal(one, all_of_them[np.array(rows)])
+
+
+@pytest.mark.parametrize("size", [2, 63, 64, 65, 129, 5003])
+def test_draws_among_any_number_of_tokens(p_value: Any, size: int) -> None:
+    """As likely as their weights say, whatever the table; a fifth of them weigh nothing, the last ones among them."""
+    rng, rows = np.random.default_rng(size), 1024
+    weights = rng.exponential(size=size).astype(np.float32) ** 3 * (np.arange(size) % 5 != (size - 1) % 5)
+    run, counts = jax.jit(lambda seed: draw(keys(seed, jnp.zeros(rows, jnp.int32), TARGET), itself, table)), 0
+    table = jnp.tile(weights, (rows, 1))
+    for turn in range(40):
+        counts += np.bincount(run(seeds(rows, turn)), minlength=size)
+    assert counts.shape == (size,)
+    assert p_value(counts, weights.astype(np.float64) / weights.astype(np.float64).sum()) > 1e-4
+
+
+def test_no_vocabulary_is_sorted() -> None:
+    inputs = (sampling(0.8, 100, 0.9, 0.01), np.zeros((2, 5003), np.float32), (seeds(2), np.zeros(2, np.int32), TARGET))
+    code = jax.jit(choose, static_argnums=3).lower(*inputs, True).compile().as_text()
+    ranked = re.findall(r"TopK|sort\(", code)
+    assert len(ranked) == 2 and code.count("5003") > 9
+    assert not [line for line in code.splitlines() if re.search("TopK|sort\\(", line) and "5003" in line]
+
+
+def test_nothing_is_promoted_on_its_own() -> None:
+    scores = np.random.default_rng(1).standard_normal((2, 3, 5003)).astype(np.float32)
+    inputs = (np.ones((2, 2), np.int32), np.array([2, 1], np.int32), scores, sampling(0.8, 100, 0.9, 0.01), seeds(2))
+
+    def run(drafted: Any, count: Any, scores: Any, cuts: Any, seed: Any) -> Any:
+        drawn = (scores[:, :2], dec.cut(cuts, scores[:, :2], True))
+        return dec.accept_sampled(drafted, count, drawn, scores, cuts, True, seed, count + 5)
+
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        accepted, follows = jax.jit(run)(*inputs)
+    assert accepted.dtype == follows.dtype == np.int32
+    np.testing.assert_array_equal(accepted, [0, 0])  # What is drafted is no token that stays.
 
 
 def test_logits_of_any_size_give_no_nan() -> None:
@@ -137,8 +237,8 @@ def test_a_key_depends_on_its_own_seed_place_and_purpose_alone() -> None:
     for row in range(7):
         alone = keys(seed[row : row + 1], place[row : row + 1], DRAFT + 1)
         np.testing.assert_array_equal(jax.random.key_data(alone[0]), jax.random.key_data(together[row]))
-        weights = logs([[0.1, 0.2, 0.3, 0.4]])
-        assert draw(alone, weights)[0] == draw(together, jnp.tile(weights, (7, 1)))[row]
+        weights = jnp.array([[0.1, 0.2, 0.3, 0.4]])
+        assert draw(alone, itself, weights)[0] == draw(together, itself, jnp.tile(weights, (7, 1)))[row]
 
 
 def test_no_two_keys_are_the_same() -> None:
@@ -152,17 +252,17 @@ def test_no_two_keys_are_the_same() -> None:
 @pytest.mark.parametrize("change", ["seed", "place", "purpose"])
 def test_draws_of_different_keys_are_independent(p_value: Any, change: str) -> None:
     place, probability = jnp.full(DRAWS, 17), np.array([0.5, 0.3, 0.2])
-    weights = jnp.tile(logs(probability) + 3, (DRAWS, 1))  # need not sum to 1
-    first = np.asarray(draw(keys(seeds(DRAWS), place, TARGET), weights))
+    weights = jnp.tile(3 * probability, (DRAWS, 1))  # need not sum to 1
+    first = np.asarray(draw(keys(seeds(DRAWS), place, TARGET), itself, weights))
     other = {"seed": (seeds(DRAWS, 1), place, TARGET), "place": (seeds(DRAWS), place + 1, TARGET)}
-    second = np.asarray(draw(keys(*other.get(change, (seeds(DRAWS), place, DRAFT))), weights))
+    second = np.asarray(draw(keys(*other.get(change, (seeds(DRAWS), place, DRAFT))), itself, weights))
     counts = np.bincount(first * 3 + second, minlength=9)
     assert p_value(counts, np.outer(probability, probability).ravel()) > 1e-4
 
 
 def test_what_has_no_weight_is_never_drawn(p_value: Any) -> None:
     probability = np.array([0, 0.7, 0, 0.3])
-    drawn = draw(keys(seeds(DRAWS), jnp.zeros(DRAWS, jnp.int32), TARGET), jnp.tile(logs(probability), (DRAWS, 1)))
+    drawn = draw(keys(seeds(DRAWS), jnp.zeros(DRAWS, jnp.int32), TARGET), itself, jnp.tile(probability, (DRAWS, 1)))
     assert p_value(np.bincount(drawn, minlength=4), probability) > 1e-4
 
 
@@ -186,24 +286,27 @@ def test_each_sequence_has_its_own_settings(reference: Any, truncate: bool) -> N
 def test_choose_draws_with_the_probabilities_it_returns(p_value: Any, reference: Any, truncate: bool) -> None:
     logits, cuts = np.array([1.0, 0.0, 2.0, 1.5], np.float32), (0.7, 3 if truncate else 4, 1.0, 0.1)
     key = (seeds(DRAWS), jnp.zeros(DRAWS, jnp.int32), TARGET)
-    tokens, log_weights = jax.jit(choose, static_argnums=3)(
+    tokens, (scores, left) = jax.jit(choose, static_argnums=3)(
         sampling(*cuts), jnp.tile(logits, (DRAWS, 1)), key, truncate
     )
-    np.testing.assert_allclose(np.exp(log_weights[:1]), [reference(logits, *cuts)], atol=1e-6)
+    shares = left.weights(scores) / left.total[:, None]
+    np.testing.assert_allclose(shares[:1], [reference(logits, *cuts)], atol=1e-6)
     assert p_value(np.bincount(tokens, minlength=4), reference(logits, *cuts)) > 1e-4
 
 
 def test_choose_without_sampling_takes_the_most_likely() -> None:
     logits, key = jnp.array([[1.0, 0, 2, 1.5], [3, 0, 1, 3]]), (seeds(2), jnp.zeros(2, jnp.int32), TARGET)
-    tokens, log_weights = choose(None, logits, key, False)
-    assert tokens.tolist() == [2, 0] and log_weights is None
+    tokens, drawn = choose(None, logits, key, False)
+    assert tokens.tolist() == [2, 0] and drawn is None
 
 
 def outcomes(q: Any, p: Any, drafted: np.ndarray, count: int, word: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return accepted tokens and the one that follows, for distributions ``[G, V]`` and ``[R, V]`` of every row."""
     rows, place = len(drafted), np.full(len(drafted), 5)
     log_q, log_p = (np.broadcast_to(logs(each), (rows, *np.shape(each))) for each in (q, p))
-    accepted, follows = accept(drafted, np.full(rows, count), log_q, log_p, seeds(rows, word), place)
+    plain = sampling(top_k=np.shape(q)[-1])
+    drawn = (log_q, cut(plain, log_q, False))
+    accepted, follows = accept(drafted, np.full(rows, count), drawn, log_p, plain, False, seeds(rows, word), place)
     return np.asarray(accepted), np.asarray(follows)
 
 
@@ -254,11 +357,15 @@ def test_supports_may_differ(p_value: Any) -> None:
 
 def test_a_rejection_that_leaves_nothing_is_followed_by_the_target(p_value: Any) -> None:
     """Rounding can make p a little smaller than q for one token and larger for none."""
-    q, p = np.array([0.5, 0.3, 0.2, 0]), np.array([0.45, 0.3, 0.2, 0])
-    accepted, follows = outcomes([q], [p, p], np.zeros((DRAWS, 1), np.int32), 1)
-    rejected = follows[accepted == 0]
-    assert len(rejected) > DRAWS / 20
-    assert p_value(np.bincount(rejected, minlength=4), p / p.sum()) > 1e-4
+    p, plain = np.array([0.5, 0.3, 0.2, 0]), sampling(top_k=4)
+    scores = np.broadcast_to(logs(p), (DRAWS, 2, 4))
+    left = cut(plain, scores[:, :1], False)
+    drawn = (scores[:, :1], left.replace(total=0.95 * left.total))
+    one = np.ones(DRAWS, np.int32)
+    accepted, follows = accept(0 * one[:, None], one, drawn, scores, plain, False, seeds(DRAWS), 5 * one)
+    rejected = np.asarray(follows)[np.asarray(accepted) == 0]
+    assert len(rejected) > DRAWS / 30
+    assert p_value(np.bincount(rejected, minlength=4), p) > 1e-4
 
 
 def test_the_same_distribution_is_always_accepted() -> None:
@@ -270,10 +377,19 @@ def test_the_same_distribution_is_always_accepted() -> None:
 def test_a_row_does_not_depend_on_its_batch() -> None:
     rng, rows = np.random.default_rng(8), 9
     log_q, log_p = logs(rng.dirichlet(np.ones(5), (rows, 3))), logs(rng.dirichlet(np.ones(5), (rows, 8)))
-    inputs = (rng.integers(0, 5, (rows, 3)), rng.integers(0, 4, rows), log_q, log_p, seeds(rows), np.arange(rows) + 2)
-    together = np.asarray(accept(*inputs))
+    drafted, count = rng.integers(0, 5, (rows, 3)), rng.integers(0, 4, rows)
+
+    def outcome(row: Any) -> np.ndarray:
+        drawn, plain = (log_q[row], cut(sampling(), log_q[row], False)), sampling()
+        return np.asarray(
+            accept(
+                drafted[row], count[row], drawn, log_p[row], plain, False, seeds(rows)[row], np.arange(rows)[row] + 2
+            )
+        )
+
+    together = outcome(slice(None))
     for row in range(rows):
-        np.testing.assert_array_equal(np.asarray(accept(*(each[[row]] for each in inputs))), together[:, [row]])
+        np.testing.assert_array_equal(outcome([row]), together[:, [row]])
 
 
 @pytest.mark.parametrize("width", [1, 11, 259, 1000])

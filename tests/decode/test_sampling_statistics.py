@@ -316,14 +316,17 @@ def follow(kept: Any, count: Any, weights: Any, seed: Any, place: Any) -> tuple[
     kept &= jnp.arange(kept.shape[1]) < count[:, None]
     accepted = jnp.cumprod(kept, axis=1).sum(axis=1)
     chosen = jnp.take_along_axis(weights, accepted[:, None, None], axis=1)[:, 0]
-    return accepted, draw(keys(seed, place, TARGET), jnp.log(chosen))
+    return accepted, draw(keys(seed, place, TARGET), lambda weights, _: weights, chosen)
 
 
 def outcomes_by_rule(
-    drafted: Any, count: Any, log_q: Any, log_p: Any, seed: Any, place: Any
+    drafted: Any, count: Any, drawn: Any, scores: Any, sampling: Any, truncate: bool, seed: Any, place: Any
 ) -> tuple[tuple[Any, Any], ...]:
     """Return what each of ``RULES`` accepts and draws."""
-    gamma, p, q = drafted.shape[1], jnp.exp(log_p), jnp.exp(log_q)
+    gamma = drafted.shape[1]
+    scores = scores[:, : gamma + 1]
+    target = (scores, dec.cut(sampling, scores, truncate))
+    p, q = (left.weights(logits) / left.total[..., None] for logits, left in (target, drawn))
     p_drafted, q_drafted = (jnp.take_along_axis(each[:, :gamma], drafted[..., None], -1)[..., 0] for each in (p, q))
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (gamma,)))(keys(seed, place, ACCEPT))
     reused = jnp.stack([jax.vmap(jax.random.uniform)(keys(seed, place, DRAFT + step)) for step in range(gamma)], 1)
@@ -338,7 +341,7 @@ def outcomes_by_rule(
     # eta may look at the distribution a token is drawn from, but not at the token.
     likely = jnp.minimum(count, jnp.cumprod(q_drafted >= 0.5, axis=1).sum(axis=1))
     return (
-        dec.accept_sampled(drafted, count, log_q, log_p, seed, place),
+        dec.accept_sampled(drafted, count, drawn, scores, sampling, truncate, seed, place),
         follow(kept, count, residual(count), seed, place),
         follow(everything, count, residual(count), seed, place),
         follow(kept, count, p, seed, place),
@@ -353,7 +356,7 @@ def outcomes_by_rule(
 def accept_by_seed(*inputs: Any) -> tuple[Any, Any]:
     """Accept with the rule that a sequence's seed names: one program serves all rules."""
     accepted, follows = map(jnp.stack, zip(*outcomes_by_rule(*inputs), strict=True))
-    chosen, row = inputs[4][:, 0].astype(jnp.int32), jnp.arange(len(inputs[0]))
+    chosen, row = inputs[6][:, 0].astype(jnp.int32), jnp.arange(len(inputs[0]))
     return accepted[chosen, row], follows[chosen, row]
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from kangaroo_jax.kernels import instruction_set, layers, pack, pack_target, product
+from kangaroo_jax.kernels import instruction_set, layers, pack, pack_target, product, search
 from kangaroo_jax.model import LlamaConfig, abstract_params, init_cache
 from kangaroo_jax.model.rope import rope_frequencies
 
@@ -100,9 +100,17 @@ def texts(dtype: Any, storage: str) -> dict[str, Any]:
     return found | {"layers among": np.asarray(among)[0].astype(np.float32)}
 
 
+def cuts() -> Any:
+    """Return how far down top_k and top_p leave tokens in, for a number of tokens that is no multiple of anything."""
+    logits, one = draw(np.random.default_rng(2), 4, 5003) * 5, np.ones(4, np.float32)
+    top_k, top_p = np.array([700, 5003, 4000, 5003], np.float32), np.array([1, 0.9, 0.8, 0.99], np.float32)
+    known, last = np.array([False, True, False, True]), np.full(4, -1, np.float32)
+    return search(logits, logits.max(-1), one, top_k, top_p, -np.inf * one, last, known, one > 0)
+
+
 def results() -> dict[str, Any]:
     """Return everything, for fp32, for weights kept in bf16, and for a model in bf16."""
-    found: dict[str, Any] = {"instructions": np.array(instruction_set())}
+    found: dict[str, Any] = {"instructions": np.array(instruction_set()), "cuts": cuts()}
     kinds = ("fp32", np.float32, "float32"), ("kept", np.float32, "bfloat16"), ("bf16", ml_dtypes.bfloat16, "bfloat16")
     for kind, dtype, storage in kinds:
         for name, values in {**products(dtype, storage), **texts(dtype, storage)}.items():

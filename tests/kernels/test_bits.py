@@ -103,6 +103,11 @@ def test_instruction_sets_agree(results: Results, bound: str, name: str, kind: s
     np.testing.assert_allclose(results(bound)[f"{kind} {name}"], expected, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("bound", ALL)
+def test_instruction_sets_cut_alike(results: Results, bound: str) -> None:
+    np.testing.assert_allclose(results(bound)["cuts"], results("portable")["cuts"], rtol=1e-6)
+
+
 def test_a_bit_that_differs_is_noticed() -> None:
     whole = np.ones((40, 3), np.float32)
     assert different({"same": whole[:7], "other": np.nextafter(whole[:7], 2)}, whole) == ["other"]

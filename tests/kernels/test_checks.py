@@ -89,12 +89,19 @@ def layers_call() -> Call:
     )
 
 
+def search_call() -> Call:
+    names = ("highest", "factor", "top_k", "top_p", "kth", "last")
+    arguments = {"logits": ((BATCH, WIDTH), F32)} | dict.fromkeys(names, ((BATCH,), F32))
+    arguments |= dict.fromkeys(("counted", "sought"), ((BATCH,), "bool"))
+    return Call("kangaroo_search", arguments, [((BATCH,), F32), ((BATCH, WIDTH + 32), F32)], {})
+
+
 def refused(call: Call, words: str) -> None:
     with pytest.raises(jax.errors.JaxRuntimeError, match=f"kernels: {words}"):
         call.run()
 
 
-@pytest.mark.parametrize("make", [product_call, lambda: product_call(True), layers_call])
+@pytest.mark.parametrize("make", [product_call, lambda: product_call(True), layers_call, search_call])
 def test_a_right_call_goes_through(make: Callable[[], Call]) -> None:
     assert all(np.isfinite(found).all() for found in make().run()[::2])
 
@@ -107,7 +114,7 @@ def changed(call: Call, name: str, shape: tuple[int, ...], dtype: str) -> Call:
     return call
 
 
-@pytest.mark.parametrize("make", [lambda: product_call(True), layers_call])
+@pytest.mark.parametrize("make", [lambda: product_call(True), layers_call, search_call])
 def test_every_wrong_shape_is_noticed(make: Callable[[], Call]) -> None:
     """One more along any axis, and an axis less: of each argument."""
     for name, (shape, dtype) in make().arguments.items():
@@ -116,7 +123,7 @@ def test_every_wrong_shape_is_noticed(make: Callable[[], Call]) -> None:
             refused(changed(make(), name, wrong, dtype), ".*(has shape|columns, and the matrix)")
 
 
-@pytest.mark.parametrize("make", [lambda: product_call(True), layers_call])
+@pytest.mark.parametrize("make", [lambda: product_call(True), layers_call, search_call])
 def test_every_wrong_dtype_is_noticed(make: Callable[[], Call]) -> None:
     for name, (shape, dtype) in make().arguments.items():
         for other in {F32, S32, "float16"} - {dtype}:

@@ -18,6 +18,7 @@
 #define MIX 2
 #define AHEAD 64
 #include "compute.inc"
+#include "search.inc"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
@@ -33,6 +34,7 @@ const Isa kAvx2 = {
     avx2::attend,
     avx2::to_bf16,
     avx2::from_bf16,
+    avx2::search,
     false,
 };
 }  // namespace kangaroo

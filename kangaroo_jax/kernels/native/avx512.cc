@@ -21,6 +21,7 @@
 #define MIX 4
 #define AHEAD 64
 #include "compute.inc"
+#include "search.inc"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
@@ -36,6 +37,7 @@ const Isa kAvx512 = {
     avx512::attend,
     avx512::to_bf16,
     avx512::from_bf16,
+    avx512::search,
     false,
 };
 }  // namespace kangaroo

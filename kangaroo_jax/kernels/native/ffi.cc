@@ -560,6 +560,60 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooLayers2, LayersCall,
                                   .Attr<bool>("qk_norm")
                                   .Attr<bool>("last_norm"));
 
+ffi::Error SearchCall(ffi::ThreadPool pool, ffi::AnyBuffer logits, ffi::AnyBuffer highest, ffi::AnyBuffer factor,
+                      ffi::AnyBuffer top_k, ffi::AnyBuffer top_p, ffi::AnyBuffer kth, ffi::AnyBuffer last,
+                      ffi::AnyBuffer counted, ffi::AnyBuffer sought, ffi::Result<ffi::AnyBuffer> out, ffi::Result<ffi::AnyBuffer> workspace) {
+  Checks checks;
+  checks.floats("logits", logits, {-1, -1});
+  if (!checks.ok()) return checks.error();
+  const int64_t batch = logits.dimensions()[0], size = logits.dimensions()[1];
+  checks.floats("highest", highest, {batch});
+  checks.floats("factor", factor, {batch});
+  checks.floats("top_k", top_k, {batch});
+  checks.floats("top_p", top_p, {batch});
+  checks.floats("kth", kth, {batch});
+  checks.floats("last", last, {batch});
+  checks.array("counted", counted, {batch}, ffi::DataType::PRED, ffi::DataType::PRED);
+  checks.array("sought", sought, {batch}, ffi::DataType::PRED, ffi::DataType::PRED);
+  checks.floats("the result", *out, {batch});
+  checks.floats("the workspace", *workspace, {batch, search_floats(size)});
+  if (!checks.ok()) return checks.error();
+  auto of = [](const ffi::AnyBuffer& buffer, int64_t row) { return static_cast<const float*>(buffer.untyped_data())[row]; };
+  auto flag = [](const ffi::AnyBuffer& buffer, int64_t row) {
+    return static_cast<const uint8_t*>(buffer.untyped_data())[row] != 0;
+  };
+  Team team(pool, batch, 1);
+  std::atomic<int64_t> next{0};
+  // A thread has scratch of its own, which stays in the cache of its core.
+  team.run(team.size(), [&](int64_t thread) {
+    for (int64_t row; (row = next.fetch_add(1, std::memory_order_relaxed)) < batch;) {
+      float found = of(kth, row);
+      if (flag(sought, row)) {
+        found = best_isa().search({static_cast<const float*>(logits.untyped_data()) + row * size, size, of(highest, row),
+                                   of(factor, row), of(top_k, row), of(top_p, row), flag(counted, row), found, of(last, row),
+                                   static_cast<float*>(workspace->untyped_data()) + thread * search_floats(size)});
+      }
+      static_cast<float*>(out->untyped_data())[row] = found;
+    }
+  });
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooSearch, SearchCall,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
+
 }  // namespace kangaroo
 
 extern "C" const char* kangaroo_kernels_isa() { return kangaroo::best_isa().name; }

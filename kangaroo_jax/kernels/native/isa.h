@@ -73,6 +73,22 @@ inline int64_t attend_floats(int64_t slots, int64_t width) {
   return kQueries * ((slots + kGroup - 1) / kGroup * kGroup) + width * kGroup;
 }
 
+// The logits of one token whose cuts are searched for.
+struct Search {
+  const float* logits = nullptr;
+  int64_t size = 0;
+  float highest = 0;
+  float factor = 1;
+  float top_k = 0;
+  float top_p = 1;
+  bool counted = false;  // Whether what top_k leaves in is known, `kth`: the lowest (logit - highest) * factor.
+  float kth = 0;
+  float last = 0;  // Probably not far from what is searched for.
+  float* scratch = nullptr;  // of search_floats()
+};
+
+inline int64_t search_floats(int64_t size) { return size + 32; }
+
 struct Isa {
   const char* name;
   // Columns of the blocks [begin, end).
@@ -85,6 +101,8 @@ struct Isa {
   void (*attend)(const Attend&, int64_t begin, int64_t end);
   void (*to_bf16)(const float* x, int64_t count, uint16_t* y);  // y may begin where x does
   void (*from_bf16)(const uint16_t* x, int64_t count, float* y);
+  // The lowest (logit - highest) * factor that top_k and top_p leave in.
+  float (*search)(const Search&);
   bool dots;  // whether there are instructions for products of bf16 pairs, and `narrow` is understood
 };
 

@@ -6,6 +6,7 @@
 #define MIX 2
 #define AHEAD 64
 #include "compute.inc"
+#include "search.inc"
 
 namespace kangaroo {
 const Isa kPortable = {
@@ -16,6 +17,7 @@ const Isa kPortable = {
     portable::attend,
     portable::to_bf16,
     portable::from_bf16,
+    portable::search,
     false,
 };
 }  // namespace kangaroo
