@@ -106,7 +106,7 @@ def test_stop_strings_of_several_bytes(tiny: kangaroo_jax.Params) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "token", "drawn"), [("g", "<unk>", {}), ("a", "<s>", {"do_sample": True, "seed": 2})]
+    ("prompt", "token", "drawn"), [("g", "<unk>", {}), ("a", "<s>", {"do_sample": True, "seed": 0})]
 )
 def test_a_special_token_as_stop_string(
     tiny: kangaroo_jax.Params, prompt: str, token: str, drawn: dict[str, Any]
