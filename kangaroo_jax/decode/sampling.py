@@ -211,16 +211,23 @@ def _search(
     """
 
     def find(row: tuple[Any, ...]) -> Float[Array, ""]:
-        settings, factor, highest, logits, ranked, kth, counted, _ = row
+        settings, factor, highest, logits, ranked, known, counted, _ = row
         values = (logits - highest) * factor
         count = settings.top_k.astype(jnp.float32)
-        kth = jnp.where(counted, kth, _reach(values, jnp.ones_like, count, ranked, jnp.full_like(count, jnp.inf)))
-        mass = _total(jnp.where(values >= kth, jnp.exp(values), 0.0)[None])[0]
-        wanted = settings.top_p * mass
-        # What is less likely than this is not all that top_p leaves out, even if it were the whole vocabulary.
-        far = jnp.log(len(values) / (mass - wanted)) + 0.01
-        pth = jnp.maximum(kth, _reach(values, jnp.exp, wanted, ranked, far))
-        return jnp.where(settings.top_p < 1, pth, kth)
+
+        def of_k() -> Float[Array, ""]:
+            return _reach(values, jnp.ones_like, count, ranked, jnp.full_like(count, jnp.inf))
+
+        kth = jax.lax.cond(counted, lambda: known, of_k)
+
+        def of_p() -> Float[Array, ""]:
+            mass = _total(jnp.where(values >= kth, jnp.exp(values), 0.0)[None])[0]
+            wanted = settings.top_p * mass
+            # What is less likely than this is not all that top_p leaves out, even if it were the whole vocabulary.
+            far = jnp.log(len(values) / (mass - wanted)) + 0.01
+            return jnp.maximum(kth, _reach(values, jnp.exp, wanted, ranked, far))
+
+        return jax.lax.cond(settings.top_p < 1, of_p, lambda: kth)
 
     def one_by_one(*rows: Any) -> Float[Array, " B"]:
         # A row stays in the cache of a core.
