@@ -128,7 +128,7 @@ def _cut(sampling: Sampling, logits: Float[Array, "B V"], truncate: int) -> Cut:
     only = jax.lax.cond(greedy.any(), lambda: jnp.where(greedy, most_likely(logits), nothing), lambda: nothing)
     least = jnp.log(sampling.min_p)  # The most likely token is at 0; min_p 0 is -inf.
     if truncate:
-        least = jnp.maximum(least, _least_kept(sampling, factor, logits, columns, truncate))
+        least = jnp.maximum(least, _least_kept(sampling, factor, highest, logits, columns, truncate))
     left = Cut(factor, highest, least, only, jnp.ones_like(highest))
     return left.replace(total=_total(left.weights(logits)))
 
@@ -136,6 +136,7 @@ def _cut(sampling: Sampling, logits: Float[Array, "B V"], truncate: int) -> Cut:
 def _least_kept(
     sampling: Sampling,
     factor: Float[Array, " B"],
+    highest: Float[Array, " B"],
     logits: Float[Array, "B V"],
     columns: Float[Array, "B C"],
     truncate: int,
@@ -146,7 +147,7 @@ def _least_kept(
     nothing above the lowest of these. So a few columns hold the ``RANKED`` most likely tokens, in whose order both cuts
     are read off. A sequence whose cuts leave more is searched as a whole.
     """
-    size, highest = logits.shape[1], _all(jnp.maximum, columns, -jnp.inf)
+    size = logits.shape[1]
 
     def scaled(values: Float[Array, "B N"]) -> Float[Array, "B N"]:
         return (values - highest[:, None]) * factor[:, None]
