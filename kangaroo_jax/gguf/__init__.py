@@ -1,6 +1,6 @@
 """GGUF, the format of llama.cpp: what a file says of itself, its tensors and its vocabulary; not what they mean."""
 
-from kangaroo_jax.gguf.container import Gguf, GgufTensor, is_gguf, whole_name
+from kangaroo_jax.gguf.container import AGAIN, Gguf, GgufTensor, is_gguf, whole_name
 from kangaroo_jax.gguf.vocabulary import (
     BYTE,
     CONTROL,
@@ -14,6 +14,7 @@ from kangaroo_jax.gguf.vocabulary import (
 )
 
 __all__ = [
+    "AGAIN",
     "BYTE",
     "CONTROL",
     "NORMAL",

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from kangaroo_jax.checks import brief
-from kangaroo_jax.gguf import Gguf, GgufTensor, read_vocabulary
+from kangaroo_jax.gguf import AGAIN, Gguf, GgufTensor, read_vocabulary
 from kangaroo_jax.model import LlamaConfig, RopeScaling, rope_frequencies
 
-_AGAIN = "get it from another source"
 _FAMILIES = ("llama", "qwen2", "qwen3")
 _ROPE = "rope_freqs.weight"
 _NAMES = {
@@ -112,18 +111,18 @@ def _hf_name(name: str) -> str:
 def _config(gguf: Gguf, family: str) -> LlamaConfig:
     def needed(name: str) -> int:
         if (value := gguf.integer(f"{family}.{name}")) is None:
-            raise ValueError(f"{gguf.file} lacks {family}.{name}; {_AGAIN}")
+            raise ValueError(f"{gguf.file} lacks {family}.{name}; {AGAIN}")
         return value
 
     def optional(name: str, default: int) -> int:
         return default if (value := gguf.integer(f"{family}.{name}")) is None else value
 
     if (table := gguf.tensors.get("token_embd.weight")) is None or len(table.shape) != 2:
-        raise ValueError(f"{gguf.file} lacks the table token_embd.weight; {_AGAIN}")
+        raise ValueError(f"{gguf.file} lacks the table token_embd.weight; {AGAIN}")
     vocabulary = read_vocabulary(gguf)
     eps = gguf.number(f"{family}.attention.layer_norm_rms_epsilon")
     if eps is None:
-        raise ValueError(f"{gguf.file} lacks {family}.attention.layer_norm_rms_epsilon; {_AGAIN}")
+        raise ValueError(f"{gguf.file} lacks {family}.attention.layer_norm_rms_epsilon; {AGAIN}")
     hidden, heads = needed("embedding_length"), needed("attention.head_count")
     head_dim = optional("attention.key_length", hidden // heads if heads > 0 else 0)
     for name in ("attention.value_length", "rope.dimension_count"):

@@ -14,6 +14,7 @@ from typing import Any
 
 from kangaroo_jax.files import first_line
 from kangaroo_jax.gguf import (
+    AGAIN,
     BYTE,
     CONTROL,
     UNKNOWN,
@@ -79,9 +80,7 @@ def read_gguf(file: Path) -> tuple[Any, dict[str, Any]] | None:
     except ValueError:
         raise
     except Exception as error:  # The library raises bare Exception.
-        raise ValueError(
-            f"the tokenizer in {file} cannot be read ({first_line(error)}); get it from another source"
-        ) from error
+        raise ValueError(f"the tokenizer in {file} cannot be read ({first_line(error)}); {AGAIN}") from error
     return core, config
 
 
