@@ -57,11 +57,14 @@ def expected(acceptance: float, gamma: int) -> float:
 class Marked(dec.Kangaroo):
     """Drafts the mark of the next position in place of a token, after all the work of drafting one."""
 
+    def vocabulary(self, weights: Any) -> None:
+        """Return None: a column of the draft head stands for the mark of its number."""
+
     def propose(self, spec: dec.DecodeSpec, weights: Any, hidden: Any, positions: Any, memory: Any) -> Any:
         """Return logits in which the mark is the most likely token."""
         logits, memory = super().propose(spec, weights, hidden, positions, memory)
         mark = jnp.take_along_axis(weights["marks"], positions + 1, axis=1)
-        return jnp.where(jnp.arange(spec.config.vocab_size)[None] == mark, logits + _SURE, logits), memory
+        return jnp.where(jnp.arange(logits.shape[1])[None] == mark, logits + _SURE, logits), memory
 
     def agree(self, drafted: Any, count: Any, target: Any) -> Any:
         """Accept the longest prefix that is marked so, whatever the target says."""

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 import kangaroo_jax
-from kangaroo_jax.model import draft_head, head_kernel
+from kangaroo_jax.model import adapter_layers, draft_head, head_kernel
 
 
 def traffic(params: kangaroo_jax.Params, slots: int = 0) -> dict[str, int]:
@@ -37,8 +37,10 @@ def traffic(params: kangaroo_jax.Params, slots: int = 0) -> dict[str, int]:
         return parts
     exit_layer, kind = params.draft.exit_layer, params.draft.adapter.made_of
     parts["shallow"] = sum(layers[:exit_layer]) + exit_layer * cache
-    own = {name: part for name, part in params.adapter.items() if name != "lm_head"}
-    parts["propose"] = size(own) + _matrix(draft_head, target, params.adapter) + cache * kind.cached
+    own = {name: part for name, part in params.adapter.items() if name not in ("lm_head", "draft_vocabulary")}
+    heads = adapter_layers(config, params.draft.adapter).num_key_value_heads
+    attended = cache * heads // config.num_key_value_heads * kind.cached
+    parts["propose"] = size(own) + _matrix(draft_head, target, params.adapter) + attended
     parts["draft"] = parts["shallow"] + parts["propose"]
     parts["verify"] = parts["plain"] - parts["shallow"]
     return parts

@@ -5,7 +5,8 @@
 
 Theirs is a directory with ``config.json`` (a Llama of one layer) and ``pytorch_model.bin``. Exported as safetensors it
 has ``model.safetensors`` instead. What their ``config.json`` has no place for is added to it as ``kangaroo``, and
-``README.md`` is a model card. Nothing is computed on the way: the elements stay what they are, bit by bit.
+``README.md`` is a model card. Nothing is computed on the way: the elements stay what they are, bit by bit. A draft
+vocabulary is left behind: the adapter drafts with the whole head then.
 """
 
 from __future__ import annotations
@@ -124,13 +125,15 @@ def export_adapter(
     name, write = FORMATS[form]
     stored = read_adapter(source, config, exit_layer)
     check_kind(stored.draft, str(source))
+    # The weights draft whatever the head has; that some columns are enough is this package's alone.
+    draft = dataclasses.replace(stored.draft, adapter=dataclasses.replace(stored.draft.adapter, draft_vocabulary=None))
     tensors = dict(from_flax(config, to_flax(config, stored.tensors, table=ADAPTER), ADAPTER))
     fields = config_to_hf(dataclasses.replace(config.plain, num_hidden_layers=1))
     fields |= {"torch_dtype": next(iter(tensors.values())).dtype.name}
     card = model_card(config, stored, labels or Labels())
     with whole_directory(out, replace=force) as staged:
         write(staged / name, tensors)
-        write_json(staged / "config.json", fields | {EXPORTED: adapter_record(config, stored.draft, stored.training)})
+        write_json(staged / "config.json", fields | {EXPORTED: adapter_record(config, draft, stored.training)})
         card.save(staged / CARD)
     return stored.draft
 

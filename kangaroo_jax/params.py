@@ -9,7 +9,7 @@ from typing import Any
 from flax import struct
 
 from kangaroo_jax.kernels import pack_adapter, pack_leaf, pack_target, packs, use_native
-from kangaroo_jax.model import KangarooConfig, LlamaConfig
+from kangaroo_jax.model import KangarooConfig, LlamaConfig, with_draft_head
 from kangaroo_jax.store import (
     Placement,
     as_dtype,
@@ -103,7 +103,8 @@ def load(
         )
     config, target, _ = load_target(name, dtype, sharding, pack_leaf if native else None)
     if native:
-        target, adapter_params = pack_target(target), adapter_params and pack_adapter(adapter_params)
+        target = pack_target(target)
+    adapter_params = adapter_params and _placed(target, adapter_params, native)
     return Params(target, adapter_params, config, draft, find_tokenizer(directory, config.vocab_size), str(name))
 
 
@@ -121,4 +122,10 @@ def with_adapter(params: Params, directory: str | Path, exit_layer: int | None =
     path = find_adapter(Path(), directory)
     assert path is not None
     draft, adapter = load_adapter(path, params.config, params.dtype.name, exit_layer)
-    return params.replace(draft=draft, adapter=pack_adapter(adapter) if params.kernels == "native" else adapter)
+    return params.replace(draft=draft, adapter=_placed(params.target, adapter, params.kernels == "native"))
+
+
+def _placed(target: Any, adapter: Any, native: bool) -> Any:
+    """Return an adapter's params as decoding reads them, with its draft head, packed where the target is."""
+    whole = with_draft_head(target, adapter)
+    return pack_adapter(whole) if native else whole

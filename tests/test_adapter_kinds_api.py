@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import kangaroo_jax
+from kangaroo_jax.kernels import packs
 from kangaroo_jax.model import AdapterConfig, KangarooConfig, init_adapter
+from kangaroo_jax.params import with_adapter
 from kangaroo_jax.store import read_config, save_adapter
 
 
@@ -46,3 +48,27 @@ def test_a_chat_keeps_its_caches_with_an_adapter_that_has_none(tiny_model: Path,
         ours, plain = (chat.send(text) for chat in chats)
         assert ours.token_ids == plain.token_ids
     assert ours.stats.prefilled_tokens < ours.stats.prompt_tokens
+
+
+def test_a_draft_vocabulary_is_gathered_when_a_model_is_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    config = read_config(tiny_model)
+    adapter = AdapterConfig("with-mlp", num_key_value_heads=config.num_attention_heads, draft_vocabulary=50)
+    params = jax.device_get(init_adapter(config, jax.random.key(6), adapter))
+    ids = np.arange(0, config.vocab_size, config.vocab_size // 50, dtype=np.int32)[:50]
+    params["draft_vocabulary"] = {"ids": ids}
+    save_adapter(tmp_path / "adapter", config, KangarooConfig(1, 5, 0.0, adapter), params, {})
+    outs = {}
+    for kernels in ("auto", "xla"):
+        model = kangaroo_jax.load(tiny_model, adapter=tmp_path / "adapter", kernels=kernels)
+        again = with_adapter(model, tmp_path / "adapter")
+        jax.tree.map(np.testing.assert_array_equal, again.adapter, model.adapter)
+        assert model.adapter["lm_head"]["kernel"].shape == (config.hidden_size, 50)
+        assert packs(model.adapter["lm_head"]) == packs(model.target)
+        for sampled in ({}, {"do_sample": True, "temperature": 0.5, "seed": 3}):
+            out = kangaroo_jax.generate(model, "Hello", max_new_tokens=23, **sampled)
+            assert sum(out.stats.draft_lengths) > 0
+            if not sampled:
+                plain = kangaroo_jax.generate(model, "Hello", max_new_tokens=23, method="plain")
+                assert out.token_ids == plain.token_ids
+                outs[kernels] = out.token_ids
+    assert outs["auto"] == outs["xla"]

@@ -51,6 +51,9 @@ class ExitHead(dec.Kangaroo):
         """Return False."""
         return False
 
+    def vocabulary(self, weights: dec.Weights) -> None:
+        """Return None: the head is whole."""
+
     def allocate(self, spec: dec.DecodeSpec, batch: int, slots: int, dtype: jnp.dtype) -> None:
         """Return nothing to remember."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Draft, Wei
 from kangaroo_jax.model import (
     AdapterConfig,
     KVCache,
+    adapter_layers,
     draft_head,
     embed,
     init_cache,
@@ -51,13 +53,19 @@ class Kangaroo(Drafter):
         """Return True: the draft model's top-1 probability."""
         return True
 
+    def vocabulary(self, weights: Weights) -> Int[Array, " N"] | None:
+        """Return the ids of the tokens that draft logits are of; None where they are of all."""
+        return weights["adapter"].get("draft_vocabulary", {}).get("ids")
+
     def prefill_gamma(self, gamma: int) -> int:
         """Return the smallest gamma with as many rows."""
         return max(self.rows(gamma) - 8, 1)
 
     def allocate(self, spec: DecodeSpec, batch: int, slots: int, dtype: jnp.dtype) -> KVCache | None:
         """Return a zeroed cache, if the adapter attends."""
-        return init_cache(spec.config, batch, slots, dtype, 1)[0] if self.adapter.made_of.cached else None
+        if not self.adapter.made_of.cached:
+            return None
+        return init_cache(adapter_layers(spec.config, self.adapter), batch, slots, dtype, 1)[0]
 
     def read(self, spec: DecodeSpec, weights: Weights, memory: KVCache | None, piece: Piece) -> KVCache | None:
         """Run the adapter over the states of the exit layer."""
@@ -84,7 +92,7 @@ class Kangaroo(Drafter):
             hidden = jax.lax.dynamic_slice_in_dim(now.hidden, step, 1, axis=1)
             logits, memory = self.propose(spec, weights, hidden, position + step, now.drafter)
             key = (state.seed, state.length, DRAFT + step)
-            drafted, drawn = choose(spec.sampling(controls), logits, key, spec.truncate)
+            drafted, drawn = self._choose(spec, weights, controls, logits, key)
             confidence = 1.0 / jnp.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
             after = position + step + 1
             hidden, caches = self._shallow(spec, weights, drafted[:, None], after, now.caches, carry.active)
@@ -118,14 +126,33 @@ class Kangaroo(Drafter):
         hidden: Float[Array, "B 1 D"],
         positions: Int[Array, "B 1"],
         memory: KVCache | None,
-    ) -> tuple[Float[Array, "B V"], KVCache | None]:
+    ) -> tuple[Float[Array, "B N"], KVCache | None]:
         """Return the draft model's logits of the token after ``positions``: adapter and head on the exit layer's state.
 
         Returns:
-            fp32 logits, and the adapter's cache, if it has one, with this position written.
+            fp32 logits of what it can draft, and the adapter's cache, if it has one, with this position written.
         """
         adapted, memory = self._adapt(spec, weights, hidden, positions, memory)
         return linear(adapted, draft_head(weights["target"], weights["adapter"]), jnp.float32)[:, 0], memory
+
+    def _choose(
+        self,
+        spec: DecodeSpec,
+        weights: Weights,
+        controls: Controls,
+        logits: Float[Array, "B N"],
+        key: tuple[Array, Array, Array],
+    ) -> tuple[Int[Array, " B"], Any]:
+        """Return ``choose``'s token and what it was drawn with, over the whole vocabulary.
+
+        What cannot be drafted has the logit ``-inf`` there: probability 0, so that a rejection draws from p as it is.
+        """
+        ids = self.vocabulary(weights)
+        if ids is not None and spec.sample:
+            whole = jnp.full((len(logits), spec.config.vocab_size), -jnp.inf, logits.dtype)
+            logits, ids = whole.at[:, ids].set(logits, unique_indices=True, indices_are_sorted=True), None
+        drafted, drawn = choose(spec.sampling(controls), logits, key, spec.truncate)
+        return drafted if ids is None else ids[drafted], drawn
 
     def _shallow(
         self,

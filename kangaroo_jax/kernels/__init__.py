@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from kangaroo_jax.kernels.calls import layers, product, search
 from kangaroo_jax.kernels.library import CHOICES, describe, instruction_set, use_native, why_not
-from kangaroo_jax.kernels.packed import Packed, pack, pack_adapter, pack_leaf, pack_target, packs, unpack
+from kangaroo_jax.kernels.packed import (
+    Packed,
+    pack,
+    pack_adapter,
+    pack_leaf,
+    pack_target,
+    packs,
+    take_columns,
+    unpack,
+)
 
 __all__ = [
     "CHOICES",
@@ -23,6 +32,7 @@ __all__ = [
     "packs",
     "product",
     "search",
+    "take_columns",
     "unpack",
     "use_native",
     "why_not",

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 BLOCK = 32
 """Columns of a block; ``kBlock`` of native/isa.h."""
@@ -70,6 +70,20 @@ def unpack(packed: Packed) -> Float[Array, "I O"]:
     return parts.reshape(depth, -1)[:, : packed.columns]
 
 
+def take_columns(kernel: Float[Array, "I O"] | Packed, columns: Int[Array, " N"]) -> Float[Array, "I N"]:
+    """Return some columns of a weight matrix, in the order given; the matrix is not unpacked for it.
+
+    Args:
+        kernel: the matrix; packed, its columns do not come in pairs.
+        columns: which.
+    """
+    if not isinstance(kernel, Packed):
+        return kernel[:, columns]
+    assert not kernel.pairs
+    taken = jnp.moveaxis(kernel.blocks, 2, 1)[columns // BLOCK, columns % BLOCK]  # [N, I], or [N, I / 2, 2].
+    return taken.reshape(len(columns), -1)[:, : kernel.depth].T
+
+
 @jax.jit
 def _fits(kernel: Float[Array, "I O"]) -> Array:
     # As bits: a subnormal counts, though a CPU would compare it as zero.
@@ -124,7 +138,10 @@ def pack_target(params: dict[str, Any], storage: Any = None) -> dict[str, Any]:
 
 
 def pack_adapter(params: dict[str, Any], storage: Any = None) -> dict[str, Any]:
-    """Return an adapter's params packed; those of kinds without attention stay as they are."""
+    """Return an adapter's params packed; those of kinds without attention stay as they are.
+
+    A draft head is packed with them: see ``with_draft_head``.
+    """
     return _pack_tree(params, storage) if "self_attn" in params else params
 
 

@@ -4,7 +4,7 @@ Letters in shapes, everywhere: B sequences, T tokens of a block, S cache slots, 
 K key/value heads, hd head_dim, F intermediate_size, V vocab_size, N layers, G = gamma.
 """
 
-from kangaroo_jax.model.adapter import Adapter, draft_head, run_adapter
+from kangaroo_jax.model.adapter import Adapter, adapter_layers, draft_head, run_adapter, with_draft_head
 from kangaroo_jax.model.cache import KVCache, init_cache, keep_path
 from kangaroo_jax.model.config import FAMILIES, METHODS, KangarooConfig, LlamaConfig, RopeScaling
 from kangaroo_jax.model.context import Context, branch, line
@@ -32,6 +32,7 @@ __all__ = [
     "RopeScaling",
     "abstract_adapter",
     "abstract_params",
+    "adapter_layers",
     "branch",
     "draft_head",
     "embed",
@@ -51,4 +52,5 @@ __all__ = [
     "run_adapter",
     "run_layers",
     "standard_numerics",
+    "with_draft_head",
 ]

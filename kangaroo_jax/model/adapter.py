@@ -12,7 +12,9 @@ no head: draft logits are the target's LM head applied to ``A(h)``, without the 
     own-head       as kangaroo, with an LM head of its own
 
 Every part is plain Llama's whatever the family of the target: no biases, no q/k norms, no sliding window. So every
-kangaroo adapter has the authors' six tensors, and their format holds it.
+kangaroo adapter has the authors' six tensors, and their format holds it. Beyond that an adapter may have more or fewer
+key/value heads than the target, an MLP of another width, and some tokens of the vocabulary alone that it drafts (see
+``AdapterConfig``).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from kangaroo_jax.kernels import packs
+from kangaroo_jax.kernels import packs, take_columns
 from kangaroo_jax.model.cache import KVCache
 from kangaroo_jax.model.config import LlamaConfig
 from kangaroo_jax.model.context import Context
@@ -91,12 +93,31 @@ def run_adapter(
 
 
 def draft_head(target: dict[str, Any], adapter: dict[str, Any]) -> Any:
-    """Return the matrix that makes draft logits of ``A(h)``, ``[D, V]`` or packed: its own LM head, or the target's."""
+    """Return the matrix that makes draft logits of ``A(h)``: its own LM head, or the target's.
+
+    Returns:
+        ``[D, V]`` or packed; of an adapter with a draft vocabulary ``[D, N]``, see ``with_draft_head``.
+    """
     return head_kernel(adapter if "lm_head" in adapter else target)
+
+
+def with_draft_head(target: dict[str, Any], adapter: dict[str, Any]) -> dict[str, Any]:
+    """Return an adapter's params with the columns of the target's head for its draft vocabulary, if it has one.
+
+    Gathered once, so that a draft step reads them alone. Neither argument is changed.
+    """
+    if "draft_vocabulary" not in adapter:
+        return adapter
+    return {**adapter, "lm_head": {"kernel": take_columns(head_kernel(target), adapter["draft_vocabulary"]["ids"])}}
 
 
 def adapter_layers(config: LlamaConfig, adapter: AdapterConfig) -> LlamaConfig:
     """Return the config that the adapter's parts are built from."""
-    if adapter.rope_theta is None:
-        return config.plain
-    return dataclasses.replace(config.plain, rope_theta=adapter.rope_theta, rope_scaling=None)
+    own: dict[str, Any] = {
+        name: value
+        for name in ("num_key_value_heads", "intermediate_size")
+        if (value := getattr(adapter, name)) is not None
+    }
+    if adapter.rope_theta is not None:
+        own |= {"rope_theta": adapter.rope_theta, "rope_scaling": None}
+    return dataclasses.replace(config.plain, **own)

@@ -63,6 +63,8 @@ def init_adapter(
 ) -> dict[str, Any]:
     """Return a fresh fp32 adapter: matrices U(-1/sqrt(in), 1/sqrt(in)), ones in norms (as the authors do).
 
+    The ids of a draft vocabulary are no weights, and not among them.
+
     Args:
         config: the target's shape.
         rng: random key; a part has the same numbers in every kind that has it.
@@ -91,5 +93,5 @@ def init_adapter(
 
 
 def abstract_adapter(config: LlamaConfig, adapter: AdapterConfig = KANGAROO) -> dict[str, Any]:
-    """Return the adapter's tree with ``jax.ShapeDtypeStruct`` leaves; nothing is allocated."""
+    """Return the tree of an adapter's weights with ``jax.ShapeDtypeStruct`` leaves; nothing is allocated."""
     return jax.eval_shape(lambda rng: init_adapter(config, rng, adapter), jax.random.key(0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from kangaroo_jax.checks import brief, positive
+from kangaroo_jax.checks import INT32, brief, check_integer, positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,8 +12,8 @@ class AdapterKind:
     """What an adapter is made of.
 
     Attributes:
-        parts: what is added to the hidden state, one after the other: "attention", "mlp" (the gated one of the target's
-            width), "linear" (one square matrix). All but a first one are of the normalised state.
+        parts: what is added to the hidden state, one after the other: "attention", "mlp" (a gated one), "linear" (one
+            square matrix). All but a first one are of the normalised state.
         input_norm: whether the first part, too, is.
         own_head: whether draft logits come from an LM head of the adapter's own, not the target's.
     """
@@ -45,10 +45,17 @@ class AdapterConfig:
     Attributes:
         kind: a key of ``ADAPTER_KINDS``.
         rope_theta: base of the rotary frequencies, which are not scaled then; None has the target's base and scaling.
+        num_key_value_heads: key/value heads of its attention; None has as many as the target.
+        intermediate_size: width of its gated MLP; None is the target's.
+        draft_vocabulary: number of tokens that it can draft, whose ids lie beside its weights: draft logits are those
+            of these columns of the head (FR-Spec, arXiv 2502.14856); None is the whole vocabulary.
     """
 
     kind: str = "kangaroo"
     rope_theta: float | None = None
+    num_key_value_heads: int | None = None
+    intermediate_size: int | None = None
+    draft_vocabulary: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in ADAPTER_KINDS:
@@ -56,6 +63,20 @@ class AdapterConfig:
         if self.rope_theta is not None:
             # The class is frozen.
             object.__setattr__(self, "rope_theta", positive("rope_theta", self.rope_theta))
+        for name, part in (
+            ("num_key_value_heads", "attention"),
+            ("intermediate_size", "mlp"),
+            ("draft_vocabulary", None),
+        ):
+            if (value := getattr(self, name)) is None:
+                continue
+            check_integer(name, value, most=INT32)
+            if part is not None and part not in self.made_of.parts:
+                raise ValueError(f"{name} is {value}, but an adapter of kind {self.kind!r} has no {part}")
+        if self.draft_vocabulary is not None and self.made_of.own_head:
+            raise ValueError(
+                f"draft_vocabulary is {self.draft_vocabulary}, but an adapter of kind {self.kind!r} has its own head"
+            )
 
     @property
     def made_of(self) -> AdapterKind:

@@ -25,10 +25,14 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "training": (dict,),
     "adapter": (str,),
     "rope_theta": (int, float, type(None)),
+    "num_key_value_heads": (int, type(None)),
+    "intermediate_size": (int, type(None)),
+    "draft_vocabulary": (int, type(None)),
     "method": (str,),
 }
 # What records had no place for at first.
-_WITHOUT: dict[str, Any] = {"training": {}, "adapter": "kangaroo", "rope_theta": None, "method": "kangaroo"}
+_OWN = ("rope_theta", "num_key_value_heads", "intermediate_size", "draft_vocabulary")
+_WITHOUT: dict[str, Any] = {"training": {}, "adapter": "kangaroo", "method": "kangaroo"} | dict.fromkeys(_OWN)
 
 
 def fingerprint(config: LlamaConfig) -> str:
@@ -47,8 +51,7 @@ def adapter_record(config: LlamaConfig, draft: KangarooConfig, training: Mapping
     """Return what an adapter directory says beside its tensors: ``adapter_config.json``, or ``kangaroo`` in theirs."""
     fields: dict[str, Any] = {"exit_layer": draft.exit_layer, "gamma": draft.gamma, "eta": draft.eta}
     adapter: dict[str, Any] = {"adapter": draft.adapter.kind}
-    if draft.adapter.rope_theta is not None:
-        adapter |= {"rope_theta": draft.adapter.rope_theta}
+    adapter |= {name: value for name in _OWN if (value := getattr(draft.adapter, name)) is not None}
     if draft.method != "kangaroo":
         fields |= {"method": draft.method}
     target = {"hidden_size": config.hidden_size, "target": fingerprint(config)}
@@ -61,7 +64,7 @@ def read_record(
     """Return the draft model and training that an ``adapter_record`` holds.
 
     Args:
-        fields: the record; one without ``adapter`` and ``rope_theta`` is of the paper's adapter with the target's rope.
+        fields: the record; one without ``adapter`` and the like is of the paper's adapter with the target's rope.
         where: where it was found, for messages.
         config: the target it is to draft for.
         exit_layer: the layer asked for, or None.
@@ -78,7 +81,7 @@ def read_record(
             f"{config.hidden_size}; use the adapter trained for this model"
         )
     try:
-        adapter = AdapterConfig(fields["adapter"], fields["rope_theta"])
+        adapter = AdapterConfig(fields["adapter"], **{name: fields[name] for name in _OWN})
     except ValueError as error:
         raise ValueError(f"{where}: {error}; {AGAIN}") from None
     draft = KangarooConfig(fields["exit_layer"], fields["gamma"], fields["eta"], adapter, fields["method"])
@@ -102,6 +105,13 @@ def check_draft(draft: KangarooConfig, config: LlamaConfig, where: str) -> None:
     if not 1 <= draft.exit_layer < layers:
         raise ValueError(
             f"{where}: exit_layer is {brief(draft.exit_layer)}; a model of {layers} layers needs 1 to {layers - 1}"
+        )
+    heads, own = config.num_attention_heads, draft.adapter.num_key_value_heads
+    if own is not None and heads % own:
+        raise ValueError(f"{where}: num_key_value_heads is {own}; it must divide the {heads} heads of the model")
+    if draft.adapter.draft_vocabulary is not None and draft.adapter.draft_vocabulary > config.vocab_size:
+        raise ValueError(
+            f"{where}: draft_vocabulary is {draft.adapter.draft_vocabulary}; the model has {config.vocab_size} tokens"
         )
     if draft.gamma < 1:
         raise ValueError(f"{where}: gamma is {brief(draft.gamma)}; at least 1 token must be drafted")

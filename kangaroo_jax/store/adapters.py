@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kangaroo_jax.checks import brief
 from kangaroo_jax.files import read_json, whole_directory, write_json
-from kangaroo_jax.model import AdapterConfig, KangarooConfig, LlamaConfig
+from kangaroo_jax.model import AdapterConfig, KangarooConfig, LlamaConfig, adapter_layers
 from kangaroo_jax.store.adapter_record import AGAIN, adapter_record, check_draft, read_record
 from kangaroo_jax.store.checkpoint import Placement, default_dtype, to_device
 from kangaroo_jax.store.hf import StoredTensor, as_dtype, read_config, stored_tensors, weight_files, write_safetensors
@@ -25,6 +27,8 @@ from kangaroo_jax.store.names import expand
 from kangaroo_jax.store.tables import adapter_table
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter.safetensors"
+DRAFT_VOCABULARY = "draft_vocabulary"
+"""Name of the tensor beside the weights, and of its place in the params, that holds the ids that can be drafted."""
 EXPORTED = "kangaroo"
 THEIR_THETA = 10000.0
 # What an adapter shares with its target; tensors of the right shape would compute something else with another value.
@@ -47,12 +51,14 @@ class StoredAdapter:
     Attributes:
         draft: exit layer, default gamma and eta, and what the adapter computes; where the directory does not say these
             but the first, the paper's.
-        tensors: names and tensors.
+        tensors: names and tensors of the weights.
+        vocabulary: ids of the tokens that it can draft, ascending, ``[N]`` int32; None for all.
         training: what is recorded about how it was trained; ``imported_from`` alone where nothing is.
     """
 
     draft: KangarooConfig
     tensors: tuple[tuple[str, StoredTensor], ...]
+    vocabulary: np.ndarray | None
     training: dict[str, Any]
 
 
@@ -65,7 +71,8 @@ def save_adapter(
         directory: the destination.
         config: the target's config.
         draft: exit layer, default gamma and eta, and what the adapter computes.
-        params: the adapter's params, float32 or bfloat16.
+        params: the adapter's params, float32 or bfloat16; with a draft vocabulary, its ids as
+            ``params["draft_vocabulary"]["ids"]``, ascending.
         training: anything JSON can hold about how it was trained.
 
     Raises:
@@ -75,7 +82,11 @@ def save_adapter(
     if directory.exists() and any(directory.iterdir()) and not (directory / ADAPTER_CONFIG).is_file():
         raise ValueError(f"{directory} exists and is not an adapter; choose another destination")
     check_draft(draft, config, str(directory))
-    tensors = dict(from_flax(config, params, adapter_table(draft.adapter)))
+    weights = {name: part for name, part in params.items() if name != DRAFT_VOCABULARY}
+    tensors = dict(from_flax(adapter_layers(config, draft.adapter), weights, adapter_table(draft.adapter)))
+    if (size := draft.adapter.draft_vocabulary) is not None:
+        ids = np.asarray(params[DRAFT_VOCABULARY]["ids"])
+        tensors[DRAFT_VOCABULARY] = _checked_ids(ids, size, config.vocab_size, str(directory))
     with whole_directory(directory, replace=True) as staged:
         write_safetensors(staged / ADAPTER_WEIGHTS, tensors)
         write_json(staged / ADAPTER_CONFIG, adapter_record(config, draft, training))
@@ -102,9 +113,14 @@ def load_adapter(
     """
     stored = read_adapter(directory, config, exit_layer)
     table = adapter_table(stored.draft.adapter)
-    found = leaves(config, stored.tensors, as_dtype(dtype) or default_dtype(), table)
-    params = {leaf.path: to_device(f"adapter/{leaf.path}", leaf.read(), sharding) for leaf in found}
-    return stored.draft, unflatten(params)
+    layers = adapter_layers(config, stored.draft.adapter)
+    found = leaves(layers, stored.tensors, as_dtype(dtype) or default_dtype(), table)
+    values = {leaf.path: leaf.read() for leaf in found}
+    if stored.vocabulary is not None:
+        values[f"{DRAFT_VOCABULARY}/ids"] = stored.vocabulary
+    return stored.draft, unflatten(
+        {path: to_device(f"adapter/{path}", value, sharding) for path, value in values.items()}
+    )
 
 
 def read_adapter(directory: Path, config: LlamaConfig, exit_layer: int | None = None) -> StoredAdapter:
@@ -133,9 +149,16 @@ def read_adapter(directory: Path, config: LlamaConfig, exit_layer: int | None = 
             f"{directory} has neither {ADAPTER_CONFIG} nor config.json; give an adapter directory, as "
             "python -m train.adapter writes it"
         )
-    stored = [tensor for file in files for tensor in stored_tensors(file)]
-    tensors = tuple((tensor.name, tensor) for tensor in stored if not _IGNORED.fullmatch(tensor.name))
-    return StoredAdapter(draft, tensors, training)
+    stored = [tensor for file in files for tensor in stored_tensors(file, (DRAFT_VOCABULARY,))]
+    tensors = [(tensor.name, tensor) for tensor in stored if not _IGNORED.fullmatch(tensor.name)]
+    vocabulary = None
+    if (size := draft.adapter.draft_vocabulary) is not None:
+        ids = dict(tensors).get(DRAFT_VOCABULARY)
+        if ids is None:
+            raise ValueError(f"{files[0]} has no tensor {DRAFT_VOCABULARY}, which its record tells of; {AGAIN}")
+        vocabulary = _checked_ids(np.asarray(ids), size, config.vocab_size, str(files[0]))
+        tensors = [(name, tensor) for name, tensor in tensors if name != DRAFT_VOCABULARY]
+    return StoredAdapter(draft, tuple(tensors), vocabulary, training)
 
 
 def find_adapter(directory: Path, adapter: str | os.PathLike[str] | None = None) -> Path | None:
@@ -161,11 +184,26 @@ def find_adapter(directory: Path, adapter: str | os.PathLike[str] | None = None)
 
 def check_kind(draft: KangarooConfig, where: str) -> None:
     """Raise ValueError if an adapter is none that the authors' form holds; ``where`` it stands is for the message."""
-    if draft.adapter.kind != "kangaroo":
+    theirs = AdapterConfig(rope_theta=draft.adapter.rope_theta)
+    if dataclasses.replace(draft.adapter, draft_vocabulary=None) != theirs:
+        heads = draft.adapter.num_key_value_heads
+        what = f"with {heads} key/value heads" if heads else f"of kind {draft.adapter.kind!r}"
         raise ValueError(
-            f"{where} is of an adapter of kind {draft.adapter.kind!r}; the authors' form holds 'kangaroo' alone: "
+            f"{where} is of an adapter {what}; the authors' form holds 'kangaroo' with the target's heads alone: "
             f"give it in the form of {ADAPTER_CONFIG}"
         )
+
+
+def _checked_ids(ids: np.ndarray, size: int, tokens: int, where: str) -> np.ndarray:
+    """Return the ids of a draft vocabulary as int32.
+
+    Raises:
+        ValueError: if they are not ``size`` different ones of ``tokens``, ascending.
+    """
+    good = ids.shape == (size,) and ids.dtype.kind in "iu" and (ids[1:] > ids[:-1]).all()
+    if not good or ids[0] < 0 or ids[-1] >= tokens:
+        raise ValueError(f"{where} has no usable {DRAFT_VOCABULARY}: {size} ascending ids below {tokens}; {AGAIN}")
+    return ids.astype(np.int32)
 
 
 def _read_theirs(directory: Path, config: LlamaConfig, exit_layer: int | None) -> tuple[KangarooConfig, dict[str, Any]]:
@@ -187,6 +225,8 @@ def _read_theirs(directory: Path, config: LlamaConfig, exit_layer: int | None) -
             raise ValueError(f"{file} has no usable {EXPORTED}; {AGAIN}")
         draft, training = read_record(fields[EXPORTED], f"{file}, {EXPORTED},", config, exit_layer)
         check_kind(draft, str(file))
+        if draft.adapter.draft_vocabulary is not None:
+            raise ValueError(f"{file} tells of a draft vocabulary, which the authors' form does not hold; {AGAIN}")
         return draft, training
     if exit_layer is None and theirs.num_hidden_layers > 1:
         raise ValueError(f"{file} is of a model of {theirs.num_hidden_layers} layers; give an adapter directory")

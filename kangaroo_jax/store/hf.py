@@ -10,7 +10,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from kangaroo_jax.store.torch_zip import shown
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I32": "int32"}
 _SHARD = re.compile(r"\w[\w.-]{0,254}")  # A file's plain name; no separators, no leading dot.
 
 
@@ -216,8 +216,12 @@ def checkpoint_tensors(directory: Path) -> list[StoredTensor]:
     return [tensor for file in weight_files(directory) for tensor in stored_tensors(file)]
 
 
-def stored_tensors(file: Path) -> list[StoredTensor]:
+def stored_tensors(file: Path, integers: Collection[str] = ()) -> list[StoredTensor]:
     """Return the tensors of a safetensors or ``.bin`` file without reading their elements.
+
+    Args:
+        file: the file.
+        integers: names of tensors that may be int32.
 
     Raises:
         ValueError: if the file is damaged, holds anything but tensors, or a tensor is neither float32, bfloat16 nor
@@ -226,10 +230,12 @@ def stored_tensors(file: Path) -> list[StoredTensor]:
     reader, found = _open_torch(file) if file.suffix == ".bin" else _open_safetensors(file)
     if odd := [name for name, _, _ in found if not name.isprintable()]:  # It would break the lines of other messages.
         raise ValueError(f"{file} has a tensor with the name {shown(odd[0])}; get the checkpoint from another source")
-    if other := [(name, kind) for name, _, kind in found if kind not in DTYPES]:
+    if other := [
+        (name, kind) for name, _, kind in found if kind not in DTYPES and (name not in integers or kind != "int32")
+    ]:
         name, kind = other[0]
         raise ValueError(f"{file}: {name} is {kind}; only {', '.join(DTYPES)} are read, quantised weights are not")
-    return [StoredTensor(file, name, shape, np.dtype(DTYPES[kind]), reader) for name, shape, kind in found]
+    return [StoredTensor(file, name, shape, np.dtype(DTYPES.get(kind, kind)), reader) for name, shape, kind in found]
 
 
 def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:

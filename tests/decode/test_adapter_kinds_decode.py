@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 
 from kangaroo_jax import decode as dec
-from kangaroo_jax.model import AdapterConfig, draft_head, embed, init_adapter, line, run_adapter, run_layers
+from kangaroo_jax.model import (
+    AdapterConfig,
+    draft_head,
+    embed,
+    head_kernel,
+    init_adapter,
+    line,
+    run_adapter,
+    run_layers,
+    with_draft_head,
+)
 
 GAMMA = 3
 
@@ -64,6 +74,36 @@ def test_each_kind_is_lossless_and_drafts_what_it_is(lab: Any, adapter: AdapterC
         starts = [len(prompt) + done for done in (0, *itertools.accumulate(outcome.accept_lengths[:-1]))]
         np.testing.assert_allclose([sure[0] for sure in outcome.confidence], expected[starts], rtol=1e-3)
         assert len({round(float(value), 3) for value in expected}) > 10
+
+
+def outside(target: Any, ids: np.ndarray) -> Any:
+    """Return a target's head in which the columns of all other tokens are zero: their logits are 0, seldom highest."""
+    kernel = np.asarray(head_kernel(target))
+    return jnp.asarray(np.where(np.isin(np.arange(kernel.shape[1]), ids), kernel, 0.0))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_draft_vocabulary_drafts_the_likeliest_of_its_tokens_losslessly(lab: Any, tied: bool) -> None:
+    adapter = AdapterConfig("with-mlp", num_key_value_heads=3, intermediate_size=17, draft_vocabulary=29)
+    own = lab_of(lab, adapter, tie_word_embeddings=tied)
+    ids = np.sort(np.random.default_rng(5).choice(own.config.vocab_size, 29, replace=False)).astype(np.int32)
+    named = own.weights["adapter"] | {"draft_vocabulary": {"ids": jnp.asarray(ids)}}
+    own.weights["adapter"] = with_draft_head(own.weights["target"], named)
+    assert "lm_head" not in named
+    prompts = own.prompts[:2]
+    for prompt, outcome in zip(prompts, own.run(GAMMA, prompts), strict=True):
+        assert outcome.ids == own.reference(prompt)
+        expected = first_confidences(own, adapter, [*prompt, *outcome.ids])
+        starts = [len(prompt) + done for done in (0, *itertools.accumulate(outcome.accept_lengths[:-1]))]
+        np.testing.assert_allclose([sure[0] for sure in outcome.confidence], expected[starts], rtol=1e-3)
+    state = own.prefill(GAMMA, prompts, 9, (-1,))
+    spec, controls = own.spec(GAMMA), own.controls(0.0)
+    drafted = jax.jit(lambda *arrays: spec.drafter.draft(spec, *arrays))(own.weights, state, controls).tokens
+    assert np.isin(drafted, ids).all()
+    whole = own.weights | {"adapter": {**named, "lm_head": {"kernel": outside(own.weights["target"], ids)}}}
+    del whole["adapter"]["draft_vocabulary"]
+    same = jax.jit(lambda *arrays: spec.drafter.draft(spec, *arrays))(whole, state, controls).tokens
+    np.testing.assert_array_equal(drafted, same)
 
 
 @pytest.mark.parametrize("kind", ["mlp-only", "linear"])

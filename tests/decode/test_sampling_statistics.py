@@ -18,7 +18,16 @@ from scipy import stats
 
 from kangaroo_jax import decode as dec
 from kangaroo_jax.decode.sampling import ACCEPT, DRAFT, TARGET, draw, keys
-from kangaroo_jax.model import LlamaConfig, forward, init_adapter, init_params, line, logits, run_layers
+from kangaroo_jax.model import (
+    LlamaConfig,
+    forward,
+    init_adapter,
+    init_params,
+    line,
+    logits,
+    run_layers,
+    with_draft_head,
+)
 
 CONFIG = LlamaConfig(
     vocab_size=5,
@@ -34,6 +43,7 @@ EXIT_LAYER = 2
 PROMPTS = ([3, 1], [0, 4, 2])  # Every other sequence of a batch continues the second one.
 ROWS = 16_384
 BATCHES = 13  # 212,992 texts.
+FEW_TOKENS = (0, 1, 4)
 FEW = 2  # 32,768: one batch already rejects every wrong rule below.
 
 CUTS = {  # temperature, top_k, top_p, min_p
@@ -74,7 +84,8 @@ class Near(dec.Kangaroo):
         config, last = spec.config, spec.config.num_hidden_layers
         context = line(positions, memory.slots)
         x, (memory,) = run_layers(config, weights["target"], hidden, context, (memory,), last - 1, last)
-        return weights["scale"] * logits(config, weights["target"], x)[:, 0] + weights["noise"][positions[:, 0]], memory
+        scores = weights["scale"] * logits(config, weights["target"], x)[:, 0] + weights["noise"][positions[:, 0]]
+        return scores if (ids := self.vocabulary(weights)) is None else scores[:, ids], memory
 
     def accept(self, *inputs: Any) -> Any:
         return self.rule(*inputs)
@@ -90,6 +101,7 @@ class Case:
     eta: float = 0.0
     new: int = 3
     temperature: float | None = None  # Instead of that of the cuts.
+    few: bool = False  # Drafts the tokens FEW_TOKENS alone.
 
     @property
     def sampling(self) -> tuple[float, int, float, float]:
@@ -168,6 +180,9 @@ class Toy:
         budget = np.full(len(seed), case.new, np.int32)
         state = dec.prefill(before, 4, weights, caches, tokens, length * 0, length, budget, seed, controls)
         weights |= {"scale": np.float32(scale), "noise": table}
+        if case.few:
+            few = weights["adapter"] | {"draft_vocabulary": {"ids": jnp.array(FEW_TOKENS, jnp.int32)}}
+            weights["adapter"] = with_draft_head(self.weights["target"], few)
         state = dec.decode(spec, weights, state, controls, np.int32(case.new))
         new = np.take_along_axis(np.asarray(state.tokens), length[:, None] + np.arange(case.new), axis=1)
         assert (np.asarray(state.length) == length + case.new).all()
@@ -209,6 +224,8 @@ QUICK = (
     Case("both", gamma=3, draft="noisy", eta=0.5),
     Case("top_p", gamma=6, draft="sharp", eta=0.9),
     Case("min_p", gamma=1, draft="untrained"),
+    Case("both", gamma=3, draft="noisy", eta=0.5, few=True),
+    Case("as it is", gamma=2, draft="untrained", few=True),
 )
 SETTINGS = tuple(itertools.product(CUTS, (1, 3, 6), DRAFTS))
 GRID = (
@@ -251,7 +268,9 @@ def test_the_p_value_is_one(p_value: Any) -> None:
     ("number", "batches"),
     [
         (1, FEW),
+        (4, FEW),
         pytest.param(3, FEW, marks=pytest.mark.full),
+        pytest.param(5, FEW, marks=pytest.mark.full),
         *(pytest.param(number, BATCHES, marks=pytest.mark.full) for number in range(len(QUICK))),
     ],
 )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kangaroo_jax.kernels import Packed, pack, pack_adapter, pack_leaf, pack_target, packs, unpack
+from kangaroo_jax.kernels import Packed, pack, pack_adapter, pack_leaf, pack_target, packs, take_columns, unpack
 from kangaroo_jax.model import AdapterConfig, LlamaConfig, abstract_adapter
 
 pytestmark = pytest.mark.optimised  # Quickly made code of jax 0.12 takes subnormals for zeros.
@@ -168,3 +168,12 @@ def test_a_leaf_is_packed_by_its_path(normal: Draw, path: str, pairs: bool) -> N
 def test_other_leaves_stay_as_they_are(normal: Draw, path: str) -> None:
     leaf = jnp.asarray(normal(0, 6, 10))
     assert pack_leaf(path, leaf) is leaf
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(7, 30), (32, 64), (5, 67)])
+def test_columns_are_taken_out_of_what_is_packed(normal: Draw, shape: tuple[int, int], storage: str) -> None:
+    kernel = rounded(normal(0, *shape))
+    columns = np.array([29, 0, 7, 7], np.int32)
+    for matrix in (jnp.asarray(kernel), pack(jnp.asarray(kernel), storage=storage)):
+        np.testing.assert_array_equal(bits(take_columns(matrix, columns)), bits(jnp.asarray(kernel[:, columns])))

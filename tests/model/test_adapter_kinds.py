@@ -115,6 +115,31 @@ def test_each_kind_is_its_formula_whatever_the_target(kind: str) -> None:
     np.testing.assert_allclose(got[0], formula(kind, params, np.asarray(states()))[0], atol=1e-4)
 
 
+@pytest.mark.parametrize("heads", [1, 3, 6])
+def test_heads_and_width_of_its_own_are_those_of_such_a_target(heads: int) -> None:
+    adapter = AdapterConfig("with-mlp", num_key_value_heads=heads, intermediate_size=17)
+    such = dataclasses.replace(CONFIG, num_key_value_heads=heads, intermediate_size=17)
+    params = fresh(AdapterConfig("with-mlp"), such)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, abstract_adapter(CONFIG, adapter))
+    own = RUN(CONFIG, params, states(), places(), None, adapter)[0]
+    np.testing.assert_array_equal(own, RUN(such, params, states(), places(), None, AdapterConfig("with-mlp"))[0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"kind": "linear", "num_key_value_heads": 3}, "num_key_value_heads is 3, but .*'linear' has no attention"),
+        ({"intermediate_size": 3}, "intermediate_size is 3, but .*'kangaroo' has no mlp"),
+        ({"draft_vocabulary": 0}, "draft_vocabulary is 0"),
+        ({"num_key_value_heads": 2.0}, "num_key_value_heads is 2.0"),
+        ({"kind": "own-head", "draft_vocabulary": 7}, "draft_vocabulary is 7, but .*its own head"),
+    ],
+)
+def test_what_no_adapter_can_be(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        AdapterConfig(**fields)
+
+
 @pytest.mark.parametrize("kind", sorted(ADAPTER_KINDS.keys() - {"kangaroo", "own-head"}))
 def test_each_kind_differs_from_kangaroo(kind: str) -> None:
     outputs = [RUN(CONFIG, fresh(a), states(), places(), None, a)[0] for a in (AdapterConfig(kind), AdapterConfig())]

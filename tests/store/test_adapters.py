@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from kangaroo_jax.model import KangarooConfig, LlamaConfig, RopeScaling, init_adapter
+from kangaroo_jax.model import AdapterConfig, KangarooConfig, LlamaConfig, RopeScaling, init_adapter
 from kangaroo_jax.store import (
     ExtraTensors,
     config_from_hf,
@@ -279,3 +279,79 @@ def test_numbers_that_json_has_not_are_named(tmp_path, training, said):
     params = init_adapter(CONFIG, jax.random.key(1))
     refused(lambda: save_adapter(tmp_path / "new", CONFIG, DRAFT, params, training), said)
     assert not any(tmp_path.iterdir())
+
+
+RICH = AdapterConfig("with-mlp", num_key_value_heads=2, intermediate_size=13, draft_vocabulary=4)
+
+
+@pytest.fixture
+def rich(tmp_path):
+    """An adapter directory with heads, a width and a draft vocabulary of its own, and the params in it."""
+    ids = np.array([2, 3, 17, 30], np.int32)
+    params = jax.device_get(init_adapter(CONFIG, jax.random.key(1), RICH)) | {"draft_vocabulary": {"ids": ids}}
+    save_adapter(tmp_path / "rich", CONFIG, dataclasses.replace(DRAFT, adapter=RICH), params, {})
+    return tmp_path / "rich", params
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_draft_vocabulary_comes_back_as_it_was(rich, dtype):
+    directory, params = rich
+    draft, loaded = load_adapter(directory, CONFIG, dtype)
+    assert draft.adapter == RICH
+    ids = loaded.pop("draft_vocabulary")["ids"]
+    np.testing.assert_array_equal(ids, params.pop("draft_vocabulary")["ids"])
+    assert ids.dtype == np.int32
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded)} == {dtype}
+    if dtype == "float32":
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded), params)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        None,
+        np.array([2, 3, 17], np.int32),
+        np.array([3, 2, 17, 30], np.int32),
+        np.array([2, 3, 3, 30], np.int32),
+        np.array([-1, 3, 17, 30], np.int32),
+        np.array([2, 3, 17, 31], np.int32),
+        np.array([2, 3, 17, 30], np.float32),
+        np.array([[2, 3, 17, 30]], np.int32),
+    ],
+    ids=str,
+)
+def test_a_damaged_draft_vocabulary_is_refused(rich, ids):
+    directory, params = rich
+    file = directory / "adapter.safetensors"
+    tensors = load_file(file) | {"draft_vocabulary": ids}
+    write_safetensors(file, {name: value for name, value in tensors.items() if value is not None})
+    refused(lambda: load_adapter(directory, CONFIG), "draft_vocabulary.*again$")
+    if ids is not None:
+        bad = params | {"draft_vocabulary": {"ids": ids}}
+        draft = dataclasses.replace(DRAFT, adapter=RICH)
+        refused(lambda: save_adapter(directory, CONFIG, draft, bad, {}), "draft_vocabulary")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("num_key_value_heads", 4, "must divide the 6 heads"),
+        ("draft_vocabulary", 32, "the model has 31 tokens"),
+        ("draft_vocabulary", "4", "no usable draft_vocabulary"),
+        ("intermediate_size", -1, "intermediate_size is -1"),
+        ("intermediate_size", 14, "another shape"),
+    ],
+)
+def test_a_record_of_what_is_not_there_is_refused(rich, field, value, said):
+    directory, _ = rich
+    file = directory / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    refused(lambda: load_adapter(directory, CONFIG), said)
+
+
+def test_whole_tensors_of_integers_are_no_weights(rich):
+    directory, _ = rich
+    file = directory / "adapter.safetensors"
+    tensors = load_file(file)
+    write_safetensors(file, tensors | {"norm.weight": np.ones(22, np.int32)})
+    refused(lambda: load_adapter(directory, CONFIG), "norm.weight is int32; only float32")
