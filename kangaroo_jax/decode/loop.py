@@ -18,6 +18,7 @@ from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Weights, c
 from kangaroo_jax.decode.stats import record_round
 from kangaroo_jax.decode.tree import accept_tree
 from kangaroo_jax.decode.verify import verify
+from kangaroo_jax.kernels import highest, packs
 from kangaroo_jax.model import embed, keep_path, line, logits, run_layers
 
 
@@ -28,7 +29,10 @@ def speculative_round(spec: DecodeSpec, weights: Weights, state: DecodeState, co
     scores, hidden, caches = verify(spec, weights, state, drafted)
     tokens = jnp.pad(drafted.tokens, ((0, 0), (1, spec.rows - 1 - drafted.tokens.shape[1])))
     tokens = tokens.at[:, 0].set(newest(state)[0][:, 0])
-    target = most_likely(scores)
+    if packs(weights["target"]):
+        target = highest(scores, None if tree is not None else drafted.count + 1)  # Of no other row is it looked at.
+    else:
+        target = most_likely(scores)
     path = jnp.broadcast_to(jnp.arange(spec.gamma + 1), (len(root), spec.gamma + 1))
     if tree is not None:
         assert not spec.sample, "trees are verified greedily"
@@ -59,7 +63,10 @@ def plain_round(spec: DecodeSpec, weights: Weights, state: DecodeState, controls
     x, caches = run_layers(config, target, embed(target, token), context, state.caches, 0, config.num_hidden_layers)
     scores = logits(config, target, x, context.count)[:, 0]
     key = (state.seed, state.length, TARGET)
-    chosen, _ = choose(spec.sampling(controls), scores, key, spec.truncate)
+    if not spec.sample and packs(target):
+        chosen = highest(scores[:, None])[:, 0]
+    else:
+        chosen, _ = choose(spec.sampling(controls), scores, key, spec.truncate)
     state = state.replace(caches=caches)
     state, committed = commit(state, chosen[:, None], jnp.ones_like(state.length), controls.eos_token_id)
     nothing = jnp.zeros_like(committed)

@@ -149,6 +149,18 @@ def layers(
     return out, list(zip(updated[::2], updated[1::2], strict=True))
 
 
+def highest(x: Float[Array, "B T N"], count: Int[Array, " B"] | None = None) -> Int[Array, "B T"]:
+    """Return the place of the highest value of each row, the first of equals; the first NaN, if there is one.
+
+    Args:
+        x: float32.
+        count: as for ``product``; the places of other rows are 0.
+    """
+    ready()
+    call = jax.ffi.ffi_call("kangaroo_highest", jax.ShapeDtypeStruct(x.shape[:2], jnp.int32))
+    return call(x, _counts(count, x))
+
+
 def search(
     logits: Float[Array, "B V"],
     highest: Float[Array, " B"],

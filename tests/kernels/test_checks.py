@@ -96,12 +96,17 @@ def search_call() -> Call:
     return Call("kangaroo_search", arguments, [((BATCH,), F32), ((BATCH, WIDTH + 32), F32)], {})
 
 
+def highest_call() -> Call:
+    arguments = {"x": ((BATCH, TOKENS, WIDTH), F32), "count": ((BATCH,), S32)}
+    return Call("kangaroo_highest", arguments, [((BATCH, TOKENS), S32)], {})
+
+
 def refused(call: Call, words: str) -> None:
     with pytest.raises(jax.errors.JaxRuntimeError, match=f"kernels: {words}"):
         call.run()
 
 
-@pytest.mark.parametrize("make", [product_call, lambda: product_call(True), layers_call, search_call])
+@pytest.mark.parametrize("make", [product_call, lambda: product_call(True), layers_call, search_call, highest_call])
 def test_a_right_call_goes_through(make: Callable[[], Call]) -> None:
     assert all(np.isfinite(found).all() for found in make().run()[::2])
 
@@ -114,16 +119,18 @@ def changed(call: Call, name: str, shape: tuple[int, ...], dtype: str) -> Call:
     return call
 
 
-@pytest.mark.parametrize("make", [lambda: product_call(True), layers_call, search_call])
+@pytest.mark.parametrize("make", [lambda: product_call(True), layers_call, search_call, highest_call])
 def test_every_wrong_shape_is_noticed(make: Callable[[], Call]) -> None:
     """One more along any axis, and an axis less: of each argument."""
     for name, (shape, dtype) in make().arguments.items():
         larger = [tuple(size + (axis == at) for axis, size in enumerate(shape)) for at in range(len(shape))]
+        if make is highest_call and name == "x":
+            larger.pop()  # Any number of columns has a highest.
         for wrong in (*larger, shape[1:]):
             refused(changed(make(), name, wrong, dtype), ".*(has shape|columns, and the matrix)")
 
 
-@pytest.mark.parametrize("make", [lambda: product_call(True), layers_call, search_call])
+@pytest.mark.parametrize("make", [lambda: product_call(True), layers_call, search_call, highest_call])
 def test_every_wrong_dtype_is_noticed(make: Callable[[], Call]) -> None:
     for name, (shape, dtype) in make().arguments.items():
         for other in {F32, S32, "float16"} - {dtype}:

@@ -1,4 +1,4 @@
-"""The search for what top_k and top_p leave in: what XLA finds, native kernels find."""
+"""What is most likely, and what top_k and top_p leave in: what XLA and NumPy find, native kernels find."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kangaroo_jax import decode as dec
+from kangaroo_jax.kernels import highest
 
 SIZE = 5003
 cut = jax.jit(dec.cut, static_argnums=2)
@@ -63,3 +64,26 @@ def test_only_what_is_sought_is_searched(normal: Callable[..., np.ndarray]) -> N
         alone = cut(jax.tree.map(lambda values, at=row: values[[at]], settings), logits[[row]], dec.NATIVE)
         for one, all_of_them in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
             np.testing.assert_array_equal(one[0], all_of_them[row])
+
+
+@pytest.mark.parametrize("size", [1, 61, 4096, 4097, 49_152])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x,
+        np.round,
+        np.zeros_like,
+        lambda x: np.full_like(x, -np.inf),
+        lambda x: np.where(np.arange(x.size).reshape(x.shape) % 3 == 2, np.nan, x),
+        lambda x: np.where(np.arange(x.shape[-1]) == x.shape[-1] - 1, np.inf, x),
+    ],
+    ids=["distinct", "ties", "equal", "nothing", "nan", "last"],
+)
+def test_the_most_likely_token_is_the_first_highest_or_the_first_nan(
+    normal: Callable[..., np.ndarray], size: int, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    x = change(normal(11, 3, 5, size)).astype(np.float32)
+    np.testing.assert_array_equal(highest(x), x.argmax(-1))
+    counts = np.array([0, 2, 5], np.int32)
+    expected = np.where(np.arange(5) < counts[:, None], x.argmax(-1), 0)
+    np.testing.assert_array_equal(highest(x, counts), expected)

@@ -37,6 +37,7 @@ const Isa kAvx512 = {
     avx512::attend,
     avx512::to_bf16,
     avx512::from_bf16,
+    avx512::highest,
     avx512::search,
     false,
 };

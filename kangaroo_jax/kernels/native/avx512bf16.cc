@@ -14,6 +14,7 @@ void norm(const float* x, const float* scale, float eps, int64_t width, float* y
 void rotate(float* x, const float* cos, const float* sin, int64_t width);
 void attend(const Attend& a, int64_t from, int64_t to);
 void from_bf16(const uint16_t* x, int64_t count, float* y);
+float highest(const float* values, int64_t size);
 float search(const Search& s);
 }  // namespace kangaroo::avx512
 
@@ -46,6 +47,7 @@ const Isa kAvx512Bf16 = {
     avx512::attend,
     avx512bf16::to_bf16,
     avx512::from_bf16,
+    avx512::highest,
     avx512::search,
     true,
 };

@@ -560,6 +560,49 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooLayers2, LayersCall,
                                   .Attr<bool>("qk_norm")
                                   .Attr<bool>("last_norm"));
 
+// The place of the highest value of each row of x [B, T, size]; of each sequence the first `count` rows, 0 elsewhere.
+ffi::Error HighestCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer count, ffi::Result<ffi::AnyBuffer> out) {
+  using ffi::DataType;
+  constexpr int64_t kPart = 4 << 10;  // Values whose highest is found first; its place, in the part that has it.
+  Checks checks;
+  checks.floats("x", x, {-1, -1, -1});
+  if (!checks.ok()) return checks.error();
+  const int64_t batch = x.dimensions()[0], tokens = x.dimensions()[1], size = x.dimensions()[2];
+  checks.array("count", count, {batch}, DataType::S32, DataType::S32);
+  checks.array("the result", *out, {batch, tokens}, DataType::S32, DataType::S32);
+  checks.that(size > 0, "there is no highest of no values");
+  if (!checks.ok()) return checks.error();
+  const Rows rows(count, batch, tokens);
+  clear_others(rows, batch * tokens, 4, out->untyped_data());
+  const int64_t parts = ceil_div(size, kPart);
+  std::vector<float> found(rows.size() * parts);
+  auto part_of = [&](int64_t row, int64_t part) {
+    return static_cast<const float*>(x.untyped_data()) + rows.place[row] * size + part * kPart;
+  };
+  Team team(pool, worth(rows.size(), size * 4), 2);
+  team.run(rows.size() * parts, [&](int64_t chunk) {
+    const int64_t part = chunk % parts;
+    found[chunk] = best_isa().highest(part_of(chunk / parts, part), std::min(kPart, size - part * kPart));
+  });
+  for_rows(team, rows.size(), [&](int64_t row) {
+    const float* highest = &found[row * parts];
+    auto odd = [](float value) { return value != value; };
+    const float* most = std::find_if(highest, highest + parts, odd);
+    if (most == highest + parts) most = std::max_element(highest, highest + parts);
+    const float* values = part_of(row, most - highest);
+    const int64_t place = std::find_if(values, values + kPart, [&](float value) { return value == *most || odd(value); }) - values;
+    static_cast<int32_t*>(out->untyped_data())[rows.place[row]] = static_cast<int32_t>((most - highest) * kPart + place);
+  });
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooHighest, HighestCall,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
+
 ffi::Error SearchCall(ffi::ThreadPool pool, ffi::AnyBuffer logits, ffi::AnyBuffer highest, ffi::AnyBuffer factor,
                       ffi::AnyBuffer top_k, ffi::AnyBuffer top_p, ffi::AnyBuffer kth, ffi::AnyBuffer last,
                       ffi::AnyBuffer counted, ffi::AnyBuffer sought, ffi::Result<ffi::AnyBuffer> out, ffi::Result<ffi::AnyBuffer> workspace) {

@@ -101,6 +101,8 @@ struct Isa {
   void (*attend)(const Attend&, int64_t begin, int64_t end);
   void (*to_bf16)(const float* x, int64_t count, uint16_t* y);  // y may begin where x does
   void (*from_bf16)(const uint16_t* x, int64_t count, float* y);
+  // The highest of some values; NaN if one of them is.
+  float (*highest)(const float* values, int64_t size);
   // The lowest (logit - highest) * factor that top_k and top_p leave in.
   float (*search)(const Search&);
   bool dots;  // whether there are instructions for products of bf16 pairs, and `narrow` is understood

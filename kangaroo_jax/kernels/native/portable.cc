@@ -17,6 +17,7 @@ const Isa kPortable = {
     portable::attend,
     portable::to_bf16,
     portable::from_bf16,
+    portable::highest,
     portable::search,
     false,
 };
