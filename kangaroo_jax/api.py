@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kangaroo_jax.checks import integer
-from kangaroo_jax.engine import Generation, Options, Plan, Run, plan, prompt_ids
+from kangaroo_jax.engine import Generation, Options, Piece, Plan, Run, plan, prompt_ids
 from kangaroo_jax.params import Params
 
 LOOK_SECONDS = 0.05
@@ -125,12 +125,13 @@ def stream(
     chat_template: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     **options: Any,
-) -> Generator[str, None, Generation]:
+) -> Generator[Piece, None, Generation]:
     """Yield the text of ``generate`` piece by piece, as rounds commit it.
 
-    A piece never holds half a UTF-8 character, nor any part of a stop string. All pieces joined are
-    ``generate(...).text``, and the iterator's return value (``StopIteration.value``, or what ``yield from`` gives) is
-    that ``Generation``. Nothing runs between two pieces: a stream that is left or interrupted leaves nothing behind.
+    A piece is a string that also has ``spans``: its runs of one origin, as ``(text, drafted)``. It never holds half a
+    UTF-8 character, nor any part of a stop string. All pieces joined are ``generate(...).text``, and the iterator's
+    return value (``StopIteration.value``, or what ``yield from`` gives) is that ``Generation``. Nothing runs between
+    two pieces: a stream that is left or interrupted leaves nothing behind.
 
     Args:
         params: from ``load``.
@@ -151,13 +152,13 @@ def stream(
     return pieces(Run(params, prompts, checked), rounds)
 
 
-def pieces(run: Run, rounds: int | None = None) -> Generator[str, None, Generation]:
+def pieces(run: Run, rounds: int | None = None) -> Generator[Piece, None, Generation]:
     """Yield the text of a run of one sequence; return its ``Generation``."""
-    if piece := run.first[0]:
-        yield piece
+    if text := run.first[0]:
+        yield run.piece(text)
     while not run.finished:
-        if piece := run.advance(rounds, LOOK_SECONDS)[0]:
-            yield piece
+        if text := run.advance(rounds, LOOK_SECONDS)[0]:
+            yield run.piece(text)
     return run.results()[0]
 
 

@@ -11,7 +11,7 @@ import jax
 from kangaroo_jax import checks
 from kangaroo_jax import decode as dec
 from kangaroo_jax.api import pieces
-from kangaroo_jax.engine import Generation, Kept, Options, Plan, Run, plan
+from kangaroo_jax.engine import Generation, Kept, Options, Piece, Plan, Run, plan
 from kangaroo_jax.params import Params
 from kangaroo_jax.text import chat_ids, joined
 
@@ -67,7 +67,7 @@ class Chat:
         self._system = [] if system is None else [{"role": "system", "content": checks.text("system", system)}]
         self._messages: list[dict[str, Any]] = []
         self._run: Run | None = None
-        self._speaking: Generator[str, None, Generation] | None = None
+        self._speaking: Generator[Piece, None, Generation] | None = None
         self._open: tuple[list[dict[str, Any]], Run] | None = None
         self._ids(_said("Hello"))  # Is there a template, does it take these messages, and is there room for more?
 
@@ -166,7 +166,7 @@ class Chat:
         same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ids[:-1], held, strict=False))
         return sum(1 for _ in same), (state.caches, state.drafter)
 
-    def _answer(self, run: Run, asked: list[dict[str, Any]]) -> Generator[str, None, Generation]:
+    def _answer(self, run: Run, asked: list[dict[str, Any]]) -> Generator[Piece, None, Generation]:
         """Yield the answer's pieces; the turn is open meanwhile, and in the history afterwards."""
         self._open = asked, run
         try:

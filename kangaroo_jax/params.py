@@ -74,7 +74,7 @@ def load(
         name: ``"joey"`` (the embedded model), a directory written by ``convert.hf_to_flax``, a Hugging Face directory,
             a GGUF file, ``"smollm2"`` (a package's file), or an alias such as ``"vicuna-7b"`` once it is converted.
         adapter: an adapter directory, of this package or of the paper's authors; default: the one that lies in the
-            model's directory, if there is one; beside a GGUF file none is looked for.
+            model's directory, or else in this package for SmolLM2-135M-Instruct, whatever file it comes from.
         exit_layer: the layer the adapter was trained after; needed only where its directory does not say it, as the
             authors' own do not.
         dtype: dtype of the weights and of the arithmetic; default fp32 on a CPU, bf16 elsewhere.

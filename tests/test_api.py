@@ -215,6 +215,18 @@ def test_a_stream_is_the_text_in_pieces(tiny: kangaroo_jax.Params, method: str, 
     assert len(pieces) > 10 if rounds == 1 else len(pieces) < 60
 
 
+@pytest.mark.parametrize("rounds", [1, 4, 1000])
+@pytest.mark.parametrize("stop", [None, (3, 5), (40, 44)])
+def test_the_pieces_say_who_wrote_them(tiny: kangaroo_jax.Params, rounds: int, stop: tuple[int, int] | None) -> None:
+    text = generate(tiny, PROMPT).text
+    strings = None if stop is None else [text[slice(*stop)], "never"]
+    pieces, out = exhausted(stream(tiny, PROMPT, rounds_per_call=rounds, stop_strings=strings))
+    assert all("".join(text for text, _ in piece.spans) == piece for piece in pieces)
+    characters = [(each, drafted) for piece in pieces for text, drafted in piece.spans for each in text]
+    assert characters == [(each, drafted) for text, drafted in out.spans() for each in text]
+    assert any(drafted for _, drafted in out.spans()) or stop == (3, 5)
+
+
 def test_a_stream_takes_the_options_of_generate(tiny: kangaroo_jax.Params, plain: Generation) -> None:
     options: dict[str, Any] = {"max_new_tokens": 30, "gamma": 7, "eta": 0.9, "eos_token_id": plain.token_ids[13]}
     _, out = exhausted(stream(tiny, PROMPT, **options))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import kangaroo_jax
-from kangaroo_jax.engine import Options
+from kangaroo_jax.engine import Options, asked
 from kangaroo_jax.kernels import CHOICES
 from kangaroo_jax.model import METHODS
+from kangaroo_jax.proof import beginning, built_in, read_prompts
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 """Arguments of ``kangaroo_jax.generate`` that have an effect only if tokens are drawn."""
@@ -42,7 +44,7 @@ def add_model(parser: argparse.ArgumentParser, *, adapters: bool = False) -> Non
         "--model",
         metavar="NAME",
         default="joey",
-        help="embedded name, converted directory or alias (default: %(default)s)",
+        help="embedded name, directory, GGUF file or alias, such as smollm2 (default: %(default)s)",
     )
     own = "adapter directory (default: the model's own)"
     if adapters:
@@ -64,6 +66,37 @@ def load(args: argparse.Namespace) -> kangaroo_jax.Params:
     return kangaroo_jax.load(
         args.model, adapter=adapter, exit_layer=args.exit_layer, dtype=args.dtype, kernels=args.kernels
     )
+
+
+def add_prompts(parser: argparse.ArgumentParser, when: str = "") -> None:
+    """Add ``--prompts`` and ``--raw``; ``prompts`` reads them.
+
+    Args:
+        parser: the command's.
+        when: what comes before the help of the first.
+    """
+    add = parser.add_argument
+    add(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help=f"{when}JSON lines with a 'prompt' each (default: built-in ones: questions for a chat model, else code)",
+    )
+    add("--raw", action="store_true", help="go on with a prompt as it is, where a chat model would answer it")
+
+
+def prompts(params: kangaroo_jax.Params, args: argparse.Namespace, texts: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return names and prompts: of these texts, else of ``--prompts``, else the built-in ones.
+
+    A chat model is asked them, each as a user's message in its chat template, unless ``--raw`` is given.
+
+    Raises:
+        ValueError: if the file of ``--prompts`` is missing or wrong.
+    """
+    if not texts and args.prompts is None and not args.raw:
+        return built_in(params)
+    rows = [{"name": beginning(text), "prompt": text} for text in texts] or read_prompts(args.prompts)
+    return rows if args.raw else [{**row, "prompt": asked(params, row["prompt"])} for row in rows]
 
 
 def add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int = Options.max_new_tokens) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from pathlib import Path
+import sys
 from typing import Any
 
 import kangaroo_jax
@@ -13,14 +13,17 @@ from kangaroo_jax.cli import common_options as options
 from kangaroo_jax.cli import terminal
 from kangaroo_jax.kernels import describe
 from kangaroo_jax.progress import progress
-from kangaroo_jax.proof import Pair, compare, read_prompts, summarise
+from kangaroo_jax.proof import Pair, built_in, compare, read_prompts, summarise
+
+_WHOLE = 512
+"""Token budget of answers that are shown whole."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--compare`` and the options that go with it."""
     add = parser.add_argument
     add("--compare", action="store_true", help="run plain and Kangaroo in turn and print speeds, ratio, identity")
-    add("--prompts", type=Path, metavar="FILE", help="with --compare: JSON lines with a 'prompt' each")
+    options.add_prompts(parser, "with --compare: ")
     add(
         "--repeats",
         type=int,
@@ -28,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=3,
         help="with --compare: measured pairs per prompt (default: %(default)s)",
     )
-    add("--show", action="store_true", help="with --compare: also write each text, live, before it is measured")
+    add("--show", action="store_true", help="with --compare: first write texts, live; of built-in questions, others")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -41,6 +44,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("both a prompt and --prompts; pass one of them")
     if args.repeats < 1:
         raise ValueError(f"repeats is {args.repeats}; it must be at least 1")
+    if args.prompts:
+        read_prompts(args.prompts)
 
 
 def run(params: kangaroo_jax.Params, args: argparse.Namespace) -> int:
@@ -49,18 +54,29 @@ def run(params: kangaroo_jax.Params, args: argparse.Namespace) -> int:
     Raises:
         ValueError: on bad input.
     """
-    prompts = [{"name": "prompt", "prompt": args.prompt}] if args.prompt is not None else read_prompts(args.prompts)
+    rows = options.prompts(params, args, [] if args.prompt is None else [args.prompt])
     arguments = options.decoding(args)
     if args.show and not args.json:
-        for row in prompts:
-            print(f"--- {row['name']}")
-            terminal.write(params, row["prompt"], arguments)
-            print()
-    with progress(total=len(prompts) * args.repeats, desc="comparing", unit="pair", disable=args.json) as bar:
-        pairs = compare(params, prompts, **arguments, repeats=args.repeats, tick=bar.update)
+        if args.prompt is None and args.prompts is None and not isinstance(rows[0]["prompt"], str):
+            whole = {"max_new_tokens": max(args.max_new_tokens, _WHOLE)}
+            _show(params, built_in(params, shown=True), arguments | whole)
+        else:
+            _show(params, rows, arguments)
+    with progress(total=len(rows) * args.repeats, desc="comparing", unit="pair", disable=args.json) as bar:
+        pairs = compare(params, rows, **arguments, repeats=args.repeats, tick=bar.update)
     figures = summarise(pairs)
     print(json.dumps(figures) if args.json else _table(params, pairs, figures))
     return 0 if figures["identical"] else 1
+
+
+def _show(params: kangaroo_jax.Params, rows: list[dict[str, Any]], arguments: dict[str, Any]) -> None:
+    """Write the text of each prompt as it comes, and below it who wrote how much of it."""
+    for row in rows:
+        prompt = row["prompt"]
+        print(f"--- {row['name'] if isinstance(prompt, str) else prompt[0]['content']}")
+        out = terminal.write(params, prompt, arguments)
+        drafted = terminal.coloured(f"{sum(out.origins)} drafted and accepted", terminal.GREEN, sys.stdout)
+        print(f"[{len(out.origins)} tokens: {drafted}, {out.origins.count(False)} the target's own]\n", flush=True)
 
 
 def _table(params: kangaroo_jax.Params, pairs: list[Pair], figures: dict[str, Any]) -> str:
@@ -89,6 +105,6 @@ def _table(params: kangaroo_jax.Params, pairs: list[Pair], figures: dict[str, An
         f"without repeats   {'-' if without is None else f'{without:.2f}x'} "
         f"({figures['repetitive_prompts']} of {figures['prompts']} prompts repeat one pattern)",
         f"compression rate  {figures['compression_rate']:.2f} tokens per round",
-        f"identical         {'yes' if figures['identical'] else 'NO'}",
+        f"identical: {'yes' if figures['identical'] else 'NO'}",
     ]
     return "\n".join(lines)

@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = options.new_parser("tune", __doc__)
     add = parser.add_argument
     options.add_model(parser, adapters=True)
-    add("--prompts", type=Path, metavar="FILE", help="JSON lines with a 'prompt' each (default: the built-in prompts)")
+    options.add_prompts(parser)
     add("--max-new-tokens", type=int, metavar="N", default=128, help="token budget (default: %(default)s)")
     add("--max-gamma", type=int, metavar="N", default=15, help="largest gamma to look at (default: %(default)s)")
     add("--candidates", type=int, metavar="N", default=3, help="settings to run for real (default: %(default)s)")
@@ -67,10 +67,12 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: on bad input.
     """
-    prompts = [row["prompt"] for row in read_prompts(args.prompts)]
+    if args.prompts:
+        read_prompts(args.prompts)
     adapters = _adapters(args)
     _check_save(args.save, adapters)  # Before minutes are spent.
     params = options.load(args)
+    prompts = [row["prompt"] for row in options.prompts(params, args)]
     total = steps(len(prompts), max(len(adapters), 1), args.repeats)
     with progress(total=total, desc="tuning", unit="step", disable=args.json) as bar:
         tuning = kangaroo_jax.tune(

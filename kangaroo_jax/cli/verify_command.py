@@ -3,6 +3,7 @@
 python -m kangaroo_jax verify                             the built-in prompts
 python -m kangaroo_jax verify "def f(x):" "import os"     these prompts
 python -m kangaroo_jax verify --prompts prompts.jsonl     JSON lines with a 'prompt' each
+python -m kangaroo_jax verify --raw "Hi!"                 not a chat model's answer, but what follows this text
 python -m kangaroo_jax verify --dtype bfloat16 --json     rounding shows: how often, as JSON
 
 The target's logits are rounded, and a product over one row and one over several round differently. Where texts first
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from kangaroo_jax.cli import common_options as options
 from kangaroo_jax.progress import progress
@@ -27,8 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's options."""
     parser = options.new_parser("verify", __doc__)
     add = parser.add_argument
-    add("prompt", nargs="*", help="texts to continue (default: the built-in prompts)")
-    add("--prompts", type=Path, metavar="FILE", help="JSON lines with a 'prompt' each")
+    add("prompt", nargs="*", help="texts to go on with, or to answer")
+    options.add_prompts(parser)
     options.add_model(parser)
     options.add_decoding(parser)
     add("--json", action="store_true", help="print one JSON object instead of a table")
@@ -43,10 +43,11 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.prompt and args.prompts:
         raise ValueError("both prompts and --prompts; pass one of them")
-    rows = [] if args.prompt else read_prompts(args.prompts)
-    prompts = args.prompt or [row["prompt"] for row in rows]
-    names = [row["name"] for row in rows] or None
+    if args.prompts:
+        read_prompts(args.prompts)  # What is wrong with the file is said before a model is loaded.
     params = options.load(args)
+    rows = options.prompts(params, args, args.prompt)
+    prompts, names = [row["prompt"] for row in rows], [row["name"] for row in rows]
     with progress(total=len(prompts), desc="verifying", unit="prompt", disable=args.json) as bar:
         report = verify_lossless(params, prompts, **options.decoding(args), names=names, tick=bar.update)
     print(json.dumps(report.as_dict()) if args.json else report)

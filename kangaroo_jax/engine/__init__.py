@@ -3,8 +3,8 @@
 from kangaroo_jax.engine.memory import sequence_bytes
 from kangaroo_jax.engine.plan import Options, Plan, plan
 from kangaroo_jax.engine.programs import HOST_LOOPS, ONE_GRAPH, compile_with, compiled, options
-from kangaroo_jax.engine.prompts import prompt_ids
-from kangaroo_jax.engine.results import Generation, Stats
+from kangaroo_jax.engine.prompts import asked, prompt_ids
+from kangaroo_jax.engine.results import Generation, Piece, Stats
 from kangaroo_jax.engine.run import Kept, Run
 
 __all__ = [
@@ -13,9 +13,11 @@ __all__ = [
     "Generation",
     "Kept",
     "Options",
+    "Piece",
     "Plan",
     "Run",
     "Stats",
+    "asked",
     "compile_with",
     "compiled",
     "options",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kangaroo_jax.engine.notebook import tinted_html
@@ -134,6 +135,25 @@ class Stats:
         return f"Stats({self.method}, gamma {self.gamma}, eta {self.eta:g}: {self.summary()})"
 
 
+Spans = tuple[tuple[str, bool], ...]
+
+
+class Piece(str):
+    """A piece of a text that is being written.
+
+    Attributes:
+        spans: it in runs of one origin, as ``Generation.spans`` has the whole text.
+    """
+
+    spans: Spans
+
+    def __new__(cls, spans: Spans) -> Piece:
+        """Join the runs."""
+        piece = super().__new__(cls, "".join(text for text, _ in spans))
+        piece.spans = spans
+        return piece
+
+
 @dataclasses.dataclass(frozen=True)
 class Generation:
     """One generated text.
@@ -163,16 +183,11 @@ class Generation:
         unless the text ended before that one: accepted 2, committed 3 is ``True True False``; committed 2,
         ``True True``.
         """
-        origins = [False] * min(self.stats.new_tokens, 1)
-        for committed, accepted in zip(self.stats.accept_lengths, self.stats.accepted_drafts, strict=True):
-            origins += [place < accepted for place in range(committed)]
-        return tuple(origins)
+        return origins(self.stats.accept_lengths, self.stats.accepted_drafts)[: self.stats.new_tokens]
 
-    def spans(self) -> tuple[tuple[str, bool], ...]:
+    def spans(self) -> Spans:
         """Return the text in runs of one origin: ``(text, drafted)``; joined, they are ``text``."""
-        tokens = [pair for pair in zip(self.token_texts, self.origins, strict=True) if pair[0]]
-        runs = itertools.groupby(tokens, key=lambda pair: pair[1])
-        return tuple(("".join(text for text, _ in run), drafted) for drafted, run in runs)
+        return spans(self.token_texts, self.origins)
 
     def __str__(self) -> str:
         """Return the text."""
@@ -193,6 +208,19 @@ class Generation:
             f"decode {_duration(stats.decode_seconds)}, compile {_duration(stats.compile_seconds)}"
         )
         return tinted_html(self.spans(), counts, (f"{stats.summary()}, finish reason: {self.finish_reason}", times))
+
+
+def origins(accept_lengths: Sequence[int], accepted_drafts: Sequence[int]) -> tuple[bool, ...]:
+    """Return ``Generation.origins`` of so many rounds: of the prefill's token, and of those that each committed."""
+    rounds = zip(accept_lengths, accepted_drafts, strict=True)
+    return (False, *(place < accepted for committed, accepted in rounds for place in range(committed)))
+
+
+def spans(texts: Iterable[str], origins: Iterable[bool]) -> Spans:
+    """Return texts in runs of one origin; empty ones are left out."""
+    pairs = [pair for pair in zip(texts, origins, strict=True) if pair[0]]
+    runs = itertools.groupby(pairs, key=lambda pair: pair[1])
+    return tuple(("".join(text for text, _ in run), drafted) for drafted, run in runs)
 
 
 def _as_lists(value: Any) -> Any:

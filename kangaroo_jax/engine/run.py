@@ -15,7 +15,7 @@ from kangaroo_jax import decode as dec
 from kangaroo_jax.engine.memory import check_memory
 from kangaroo_jax.engine.plan import Plan
 from kangaroo_jax.engine.programs import compiled
-from kangaroo_jax.engine.results import Generation, Stats
+from kangaroo_jax.engine.results import Generation, Piece, Stats, origins, spans
 from kangaroo_jax.params import Params
 from kangaroo_jax.text import Reader
 
@@ -172,6 +172,19 @@ class Run:
         reader = self.readers[row]
         end = len(self.prompts[row]) + reader.count if reader.stopped else int(self._length[row])
         return self._tokens[row, len(self.prompts[row]) : end].tolist()
+
+    def piece(self, text: str) -> Piece:
+        """Return the text that the first sequence gained last, with its origins."""
+        stats, reader = self.state.stats, self.readers[0]
+        counters = (stats.rounds[0], stats.accept_lengths[0], stats.accepted_drafts[0])
+        rounds, committed, accepted = jax.device_get(counters)
+        before, after = len(reader.text) - len(text), len(reader.text)
+        texts, at = [], 0
+        for added in reader.token_texts:  # They also hold what may become a stop string.
+            texts.append(added[max(before - at, 0) : max(after - at, 0)])
+            at += len(added)
+        found = origins(committed[:rounds].tolist(), accepted[:rounds].tolist())
+        return Piece(spans(texts, found[: len(texts)]))
 
     def committed(self) -> list[int]:
         """Return prompt and new tokens of the first sequence as the device has them."""

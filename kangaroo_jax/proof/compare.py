@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from kangaroo_jax.api import generate
-from kangaroo_jax.engine import Generation
+from kangaroo_jax.engine import Generation, asked
 from kangaroo_jax.params import Params
 
 REPETITION_PERIOD = 64
@@ -33,7 +33,7 @@ class Pair:
     """
 
     name: str
-    prompt: str
+    prompt: Any
     kangaroo: Generation
     plain: Generation
     kangaroo_seconds: tuple[float, ...]
@@ -76,14 +76,28 @@ def is_repetition(ids: Sequence[int]) -> bool:
     )
 
 
-def read_prompts(path: Path | None = None) -> list[dict[str, str]]:
-    """Read prompts: JSON lines with ``prompt`` and, optionally, ``name``; default: the built-in ones.
+def built_in(params: Params, shown: bool = False) -> list[dict[str, Any]]:
+    """Return names and prompts for a model: questions if it answers messages, else texts that joey was not trained on.
+
+    Args:
+        params: from ``load``.
+        shown: the few questions whose answers are shown, and not those that are measured; texts are all both.
+    """
+    if asked(params, "") == "":
+        return read_prompts()
+    rows = read_prompts(built_in="shown" if shown else "questions")
+    return [{**row, "prompt": asked(params, row["prompt"])} for row in rows]
+
+
+def read_prompts(path: Path | None = None, built_in: str = "prompts") -> list[dict[str, str]]:
+    """Read prompts: JSON lines with ``prompt`` and, optionally, ``name``; default: the built-in ones of a name.
 
     Raises:
         ValueError: if the file is missing, empty, or a line is not such an object.
     """
     if path is None:
-        text, name = resources.files("kangaroo_jax").joinpath("assets/prompts.jsonl").read_text("utf-8"), "built-in"
+        name = f"built-in {built_in}"
+        text = resources.files("kangaroo_jax").joinpath(f"assets/{built_in}.jsonl").read_text("utf-8")
     else:
         name = str(path)
         try:
@@ -110,7 +124,7 @@ def read_prompts(path: Path | None = None) -> list[dict[str, str]]:
 
 def compare(
     params: Params,
-    prompts: Sequence[dict[str, str]],
+    prompts: Sequence[Mapping[str, Any]],
     *,
     max_new_tokens: int = 128,
     gamma: int | None = None,
@@ -122,7 +136,7 @@ def compare(
 
     Args:
         params: from ``load``.
-        prompts: from ``read_prompts``.
+        prompts: a name and a prompt each, as from ``built_in`` or ``read_prompts``.
         max_new_tokens: token budget of each run.
         gamma: as for ``generate``.
         eta: as for ``generate``.
@@ -132,7 +146,7 @@ def compare(
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}; it must be at least 1")
 
-    def run(method: str, prompt: str) -> Generation:
+    def run(method: str, prompt: Any) -> Generation:
         extra: dict[str, Any] = {"gamma": gamma, "eta": eta} if method == "kangaroo" else {}
         return generate(params, prompt, method=method, max_new_tokens=max_new_tokens, **extra)
 

@@ -185,8 +185,11 @@ def verify_lossless(
 
 
 def _beginning(params: Params, prompt: list[int]) -> str:
-    """Return how a prompt begins, on one line, without what a terminal would take for a command."""
-    text = params.tokenizer.decode(prompt[: 8 * _NAME])
+    return beginning(params.tokenizer.decode(prompt[: 8 * _NAME]))
+
+
+def beginning(text: str) -> str:
+    """Return how a text begins, on one line, without what a terminal would take for a command."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 8 * _NAME]).split()) or "(blank)"
     return line if len(line) <= _NAME else line[: _NAME - 3] + "..."
 

@@ -24,6 +24,7 @@ from kangaroo_jax.store.checkpoint import Placement, default_dtype, to_device
 from kangaroo_jax.store.hf import StoredTensor, as_dtype, read_config, stored_tensors, weight_files, write_safetensors
 from kangaroo_jax.store.mapping import Params, from_flax, leaves, unflatten
 from kangaroo_jax.store.names import expand
+from kangaroo_jax.store.shipped import shipped_adapter
 from kangaroo_jax.store.tables import adapter_table
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter.safetensors"
@@ -162,10 +163,10 @@ def read_adapter(directory: Path, config: LlamaConfig, exit_layer: int | None = 
 
 
 def find_adapter(directory: Path, adapter: str | os.PathLike[str] | None = None) -> Path | None:
-    """Return the adapter directory to load for a model: the one asked for, else the model's own, else None.
+    """Return the adapter directory to load for a model: the one asked for, its own, this package's for it, or None.
 
     Args:
-        directory: the model's directory.
+        directory: the model's directory, or its GGUF file.
         adapter: an adapter directory.
 
     Raises:
@@ -173,7 +174,7 @@ def find_adapter(directory: Path, adapter: str | os.PathLike[str] | None = None)
     """
     if adapter is None:
         own = Path(directory) / "adapter"
-        return own if own.is_dir() else None
+        return own if own.is_dir() else shipped_adapter(directory)
     if not isinstance(adapter, str | os.PathLike) or adapter == "":
         raise ValueError(f"adapter is {adapter!r:.60}; give an adapter directory")
     path = expand(adapter)

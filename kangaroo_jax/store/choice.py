@@ -13,7 +13,7 @@ from kangaroo_jax.files import read_json, unwritable, whole_directory, write_jso
 from kangaroo_jax.model import KangarooConfig, LlamaConfig
 from kangaroo_jax.store.adapter_record import AGAIN, check_draft
 from kangaroo_jax.store.adapters import ADAPTER_CONFIG, EXPORTED, load_adapter, read_adapter, save_adapter
-from kangaroo_jax.store.names import EMBEDDED, embedded
+from kangaroo_jax.store.names import assets
 
 TUNING = "tuning"
 """Key of the note in an adapter's record."""
@@ -71,9 +71,9 @@ def check_writable(directory: Path) -> None:
     """
     advice = "give a directory to write a copy of the adapter to"
     directory = Path(directory)
-    for name in EMBEDDED:
-        if directory.resolve().is_relative_to(embedded(name)):
-            raise ValueError(f"the adapter of {name} is part of the installed package, and stays as it is: {advice}")
+    if (inside := directory.resolve()).is_relative_to(assets()):
+        name = inside.relative_to(assets()).parts[0]
+        raise ValueError(f"the adapter of {name} is part of the installed package, and stays as it is: {advice}")
     file = _record_file(directory)
     if file is None:
         raise ValueError(f"{directory} is in the authors' form, which has no place for gamma and eta: {advice}")

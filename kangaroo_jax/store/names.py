@@ -36,13 +36,18 @@ def expand(text: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def assets() -> Path:
+    """Return the folder of what lies in this package: joey, adapters, prompts."""
+    return Path(__file__).resolve().parent.parent / "assets"
+
+
 def embedded(name: str) -> Path:
     """Return the directory of a model that is shipped inside the package.
 
     Raises:
         ValueError: if this installation lacks it.
     """
-    directory = Path(__file__).resolve().parent.parent / "assets" / name
+    directory = assets() / name
     if not (directory / "config.json").is_file():
         raise ValueError(f"the embedded model {name!r} is missing from {directory}; install kangaroo_jax again")
     return directory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from kangaroo_jax.checks import text
@@ -81,6 +81,21 @@ def own_template(tokenizer: Tokenizer, name: str) -> str | None:
     if tokenizer.chat_template is not None:
         return tokenizer.chat_template
     return VICUNA_TEMPLATE if "vicuna" in name.lower() else None
+
+
+def answers(tokenizer: Tokenizer, name: str, ends: Collection[int]) -> bool:
+    """Tell whether a model answers messages: whether its template ends an answer with a token that ends its texts.
+
+    joey's and those of base models do not: who only goes on with a text never ends a message.
+
+    Args:
+        tokenizer: the model's.
+        name: the model's name, for Vicuna's template.
+        ends: ids of the tokens that end its texts.
+    """
+    template = own_template(tokenizer, name)
+    tokens = [token for token, number in tokenizer.special_tokens.items() if number in ends]
+    return template is not None and any(token in template for token in (*tokens, "eos_token"))
 
 
 def joined(content: Any) -> str:

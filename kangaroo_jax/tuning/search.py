@@ -13,7 +13,7 @@ from kangaroo_jax.api import generate
 from kangaroo_jax.checks import integer, real
 from kangaroo_jax.engine import Generation, Options, plan, prompt_ids
 from kangaroo_jax.params import Params, with_adapter
-from kangaroo_jax.proof import read_prompts
+from kangaroo_jax.proof import built_in
 from kangaroo_jax.store import find_adapter
 from kangaroo_jax.tuning.outcome import Setting, Tuning
 from kangaroo_jax.tuning.predict import COST_REPEATS, predict
@@ -73,7 +73,7 @@ def tune(
     etas = [real("etas", eta, "probability thresholds of 0 or more") for eta in etas]
     paths = _paths(params, adapters)
     models = [params if path is None else with_adapter(params, path, exit_layer) for path in paths]
-    texts = [row["prompt"] for row in read_prompts()] if prompts is None else prompts
+    texts = [row["prompt"] for row in built_in(params)] if prompts is None else prompts
     ids, _ = prompt_ids(params, texts)
 
     found = [predict(index, model, ids, max_gamma, etas, max_new_tokens, tick) for index, model in enumerate(models)]

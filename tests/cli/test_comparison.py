@@ -42,7 +42,7 @@ def test_json_of_a_comparison(run: Any, tmp_path: Path) -> None:
 def test_table_of_a_comparison(run: Any) -> None:
     status, out, err = run(PROMPT, "--compare", "--repeats", "1")
     assert (status, err) == (0, "")
-    assert "identical         yes" in out and "speedup" in out and "gamma 5, eta 0.3" in out
+    assert "identical: yes" in out and "speedup" in out and "gamma 5, eta 0.3" in out
 
 
 def test_the_texts_of_a_comparison_are_shown(run: Any, tiny: kangaroo_jax.Params) -> None:
@@ -62,7 +62,7 @@ def test_a_difference_is_reported_and_is_exit_status_1(run: Any, monkeypatch: py
     status, out, _ = run(PROMPT, "--compare", "--json", "--repeats", "1")
     assert status == 1 and json.loads(out)["identical"] is False
     status, out, _ = run(PROMPT, "--compare", "--repeats", "1")
-    assert status == 1 and "identical         NO" in out
+    assert status == 1 and "identical: NO" in out
 
 
 @pytest.mark.parametrize("content", ["", "not json\n", '{"text": "a"}\n', '{"prompt": 5}\n'])

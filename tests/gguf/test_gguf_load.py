@@ -14,7 +14,7 @@ import kangaroo_jax
 from convert.hf_to_flax import main as convert
 from kangaroo_jax.cli import main as cli
 from kangaroo_jax.model import KangarooConfig, init_adapter
-from kangaroo_jax.store import find_adapter, fingerprint, load_target, packaged, resolve, save_adapter
+from kangaroo_jax.store import find_adapter, fingerprint, load_target, packaged, resolve, save_adapter, shipped
 from train.adapter import main as train
 
 TEMPLATE = "{% for m in messages %}<|start|>{{ m['content'] }}<|end|>{% endfor %}<|start|>"
@@ -79,6 +79,19 @@ def test_an_adapter_is_given_by_its_directory(file, tmp_path):
     assert kangaroo_jax.generate(params, "abcd", max_new_tokens=20).token_ids == plain.token_ids
     # The same model in Hugging Face's layout takes the adapter, too.
     assert fingerprint(dataclasses.replace(config, eos_token_id=(), bos_token_id=None)) == fingerprint(config)
+
+
+def test_a_file_of_any_quantisation_gets_the_adapter_of_its_model(file, tmp_path, ggufs, monkeypatch):
+    config = ggufs.config_of("tied")
+    tensors = ggufs.random_tensors(config)
+    ggufs.write(tmp_path / "other.gguf", config, ggufs.random_tensors(config, seed=1), "Q8_0")
+    ggufs.write(tmp_path / "small.gguf", config, tensors, "Q4_1")
+    (tmp_path / "assets" / "m").mkdir(parents=True)
+    monkeypatch.setattr(shipped, "assets", lambda: tmp_path / "assets")
+    read = load_target(file)[0]
+    monkeypatch.setattr(shipped, "_SHIPPED", {"m": (fingerprint(read), shipped._digest(file, read))})
+    assert find_adapter(file) == find_adapter(tmp_path / "small.gguf") == tmp_path / "assets" / "m"
+    assert find_adapter(tmp_path / "other.gguf") is None
 
 
 def test_commands_take_the_file(file, tmp_path, capsys, monkeypatch):

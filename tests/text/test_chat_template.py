@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import shutil
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Core
 
-from kangaroo_jax.text import Tokenizer, chat_ids, load_tokenizer
+from kangaroo_jax.text import Tokenizer, answers, chat_ids, load_tokenizer
 from kangaroo_jax.text.chat_template import VICUNA_TEMPLATE
 from train.byte_tokenizer import write_byte_tokenizer
 
@@ -40,6 +41,23 @@ def system(content: str) -> dict[str, str]:
 
 def parts(*texts: str) -> dict[str, Any]:
     return {"role": "user", "content": [{"type": "text", "text": text} for text in texts]}
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "expected"),
+    [
+        (None, "llama", False),
+        (None, "vicuna-7b", True),
+        (PLAIN, "llama", False),
+        (PLAIN + "</s>", "llama", True),
+        (PLAIN + "<s>", "llama", False),  # It ends no text.
+        (PLAIN + "{{ eos_token }}", "llama", True),
+    ],
+)
+def test_who_ends_answers_answers(llama: Tokenizer, template: str | None, name: str, expected: bool) -> None:
+    tokenizer = copy.copy(llama)
+    tokenizer.chat_template = template
+    assert answers(tokenizer, name, (2,)) is expected
 
 
 TURNS = [user("What jumps?"), assistant("A kangaroo."), user("é?")]
