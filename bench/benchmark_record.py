@@ -56,7 +56,7 @@ def new_record(
             "warm_ups": WARM_UPS,
             "methods": {key: {**ready.settings, "weights": _own_digest(ready)} for key, ready in methods.items()},
         },
-        "methods": {key: described(f"{name}-{key}", ready) for key, ready in methods.items()},
+        "methods": {key: described(f"{name}-{key.replace(', ', '-')}", ready) for key, ready in methods.items()},
         "costs": None,
         "commits": [found] if (found := commit()) else [],
         "cores": os.cpu_count(),

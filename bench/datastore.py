@@ -7,6 +7,7 @@ those of the standard library that joey was not trained on, with --data those th
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from workshop.held_out import cut_at_lines, split_sources, standard_library
 
 COMMAND = "python -m bench.datastore --model MODEL"
 SUFFIXES = (".py", ".txt", ".md")
+CHATS = ".jsonl"
 _RECORD, _TOKENS, _ORDER = "datastore.json", "tokens.npy", "suffixes.npy"
 _PROBE = 'def f(x):\n    return {"key": [1, 2.5, None]}  # Größe, naïve 東京\n'
 _EXAMPLES = """\
@@ -112,7 +114,8 @@ def make_datastore(
 def read_texts(paths: Sequence[Path]) -> tuple[list[str], str]:
     """Return the texts that paths stand for, and a line on them; without any, the standard library.
 
-    Of a folder the held-out files are left out; a file is taken whole.
+    Of a folder the held-out files are left out; a file is taken whole, and of one of conversations, as
+    ``train.regenerate`` writes it, each message is a text, as in the published code.
 
     Raises:
         ValueError: if a path is absent or no text.
@@ -126,7 +129,11 @@ def read_texts(paths: Sequence[Path]) -> tuple[list[str], str]:
             texts += [file.data.decode() for file in split_sources([path], SUFFIXES)[0]]
             continue
         try:
-            texts.append(path.read_bytes().decode())
+            text = path.read_bytes().decode()
+            rows = [json.loads(line)["messages"] for line in text.splitlines()] if path.suffix == CHATS else []
+            texts += [message["content"] for messages in rows for message in messages] if rows else [text]
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f'--data {path} has a line that is not {{"messages": [...]}} ({error!r})') from error
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"--data {path} cannot be read ({first_line(error)}); pass UTF-8 text") from error
     return texts, ", ".join(path.absolute().name for path in paths)
@@ -159,7 +166,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--model", default="joey", help="what kangaroo_jax.load takes (default: %(default)s)")
     parser.add_argument(
-        "--data", type=Path, nargs="+", default=[], metavar="PATH", help="text files, and folders of .py .txt .md files"
+        "--data",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="text files, .jsonl files of conversations, and folders of .py .txt .md files",
     )
     parser.add_argument("--force", action="store_true", help="replace the datastore that is there")
     args = parser.parse_args(argv)

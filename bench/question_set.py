@@ -92,6 +92,7 @@ def select(
     begin: int | None = None,
     end: int | None = None,
     per_category: int | None = None,
+    per_task: int | None = None,
     tasks: Sequence[str] | None = None,
 ) -> list[Question]:
     """Return some of the questions, in their order.
@@ -101,28 +102,40 @@ def select(
         begin: place of the first one, from 0, as Spec-Bench's ``--question-begin``; default: the first.
         end: place behind the last one, as Spec-Bench's ``--question-end``; default: behind the last.
         per_category: of what is left, at most so many of each category, the first ones.
+        per_task: of these, at most so many of each task, of its categories in turn.
         tasks: only questions of these tasks; or categories.
 
     Raises:
         ValueError: if a number is negative, a task is unknown, or nothing is left.
     """
-    for name, value, least in (("begin", begin, 0), ("end", end, 0), ("per_category", per_category, 1)):
+    for name, value, least in (
+        ("begin", begin, 0),
+        ("end", end, 0),
+        ("per_category", per_category, 1),
+        ("per_task", per_task, 1),
+    ):
         if value is not None and value < least:
             raise ValueError(f"{name} is {value}; it must be at least {least}")
     known = {name for question in questions for name in (question.task, question.category)}
     if unknown := [task for task in tasks or () if task not in known]:
         raise ValueError(f"no question is of task {unknown[0]!r}; choose from {', '.join(tasks_of(questions))}")
     counts: collections.Counter[str] = collections.Counter()
-    chosen = []
+    chosen: list[tuple[int, Question]] = []
     for question in questions[begin:end]:
         if tasks is not None and question.task not in tasks and question.category not in tasks:
             continue
         counts[question.category] += 1
         if per_category is None or counts[question.category] <= per_category:
-            chosen.append(question)
+            chosen.append((counts[question.category], question))
     if not chosen:
         raise ValueError(f"no question is left of {len(questions)}; begin is {begin}, end is {end}, tasks are {tasks}")
-    return chosen
+    of_task = collections.Counter[str]()
+    kept = set()
+    for _, question in sorted(chosen, key=lambda each: each[0]):
+        of_task[question.task] += 1
+        if per_task is None or of_task[question.task] <= per_task:
+            kept.add(question.question_id)
+    return [question for _, question in chosen if question.question_id in kept]
 
 
 def speaks_chat(params: Params) -> bool:

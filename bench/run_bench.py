@@ -15,13 +15,14 @@ import kangaroo_jax
 from bench.answers import Answer
 from bench.benchmark_record import new_record
 from bench.differences import PLAIN, Answers, difference
+from bench.fit import FITTED, fitted_rows, spare
 from bench.folder import RESULTS, TABLES, WRITING, Folder, answer_settings
 from bench.interleave import WARM_UPS, Protocol
 from bench.methods import METHODS, Ready, chosen
 from bench.prepare import prepare
 from bench.question_set import Question, prompt_of, read_questions, select
 from bench.result_tables import tables
-from bench.settings import make_all, parse_settings
+from bench.settings import Rows, make_all, parse_settings
 from bench.split import measure_parts, time_split
 from bench.summary import rate, summarise
 from kangaroo_jax.files import whole_file, write_json
@@ -38,11 +39,13 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     asked = chosen([name.strip() for name in args.methods.split(",") if name.strip()])
     names = [name for name in METHODS if name in (PLAIN, *asked)]
     settings = parse_settings(args.set, names)
+    all_questions = read_questions(args.questions)
     questions = select(
-        read_questions(args.questions),
+        all_questions,
         begin=args.question_begin,
         end=args.question_end,
         per_category=args.per_category,
+        per_task=args.per_task,
         tasks=[task.strip() for task in args.tasks.split(",")] if args.tasks else None,
     )
     params = kangaroo_jax.load(args.model, adapter=args.adapter, exit_layer=args.exit_layer, dtype=args.dtype)
@@ -50,16 +53,20 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     if args.prepare:
         given = {name for name, changed in settings.items() if changed.keys() & {"draft_model", "directory"}}
         prepare([name for name in names if name not in given], args.model)
-    methods = make_all(names, params, settings)
-    record = new_record(
-        params,
-        methods,
-        args.questions,
-        max_new_tokens=args.max_new_tokens,
-        repeats=args.repeats,
-        command=command,
-    )
+    rows: Rows = {name: (name, settings.get(name, {})) for name in names}
+    methods = make_all(rows, params)
     with claimed(args.out, WRITING):
+        if args.fitted:
+            to_fit_on = fitting(params, spare(all_questions, questions), True)
+            methods = make_all(fitted_rows(args.out / FITTED, params, names, settings, to_fit_on), params)
+        record = new_record(
+            params,
+            methods,
+            args.questions,
+            max_new_tokens=args.max_new_tokens,
+            repeats=args.repeats,
+            command=command,
+        )
         folder = Folder(args.out, record | {"began": now(), "ended": None}, args.force)
         measure(folder, params, methods, questions, args)
         if not folder.record["costs"] and not args.no_split:

@@ -11,6 +11,8 @@ from bench.methods import METHODS, Ready, make
 
 Settings = Mapping[str, Mapping[str, Any]]
 """Changed settings by method and name."""
+Rows = Mapping[str, tuple[str, Mapping[str, Any]]]
+"""Methods and changed settings by what they are called in tables."""
 
 
 def parse_settings(words: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -42,7 +44,7 @@ def parse_settings(words: Sequence[str], names: Sequence[str]) -> dict[str, dict
     return settings
 
 
-def make_all(names: Sequence[str], params: kangaroo_jax.Params, settings: Settings) -> dict[str, Ready]:
+def make_all(rows: Rows, params: kangaroo_jax.Params) -> dict[str, Ready]:
     """Put methods on a model.
 
     Raises:
@@ -50,16 +52,16 @@ def make_all(names: Sequence[str], params: kangaroo_jax.Params, settings: Settin
     """
     made: dict[str, Ready] = {}
     problems: list[str] = []
-    for name in names:
+    for row, (name, settings) in rows.items():
         try:
-            made[name] = make(name, params, settings.get(name))
+            made[row] = make(name, params, settings)
         except ValueError as error:
             needs = METHODS[name].needs
             hint = f"; it needs: {needs}" if needs and needs.split(" -")[0] not in str(error) else ""
-            problems.append(f"{name}: {str(error).removeprefix(f'{name}: ')}{hint}")
+            problems.append(f"{row}: {str(error).removeprefix(f'{name}: ')}{hint}")
     if problems:
         raise ValueError(
-            "\n  ".join([f"{len(problems)} of {len(names)} methods cannot run on {params.name}", *problems])
+            "\n  ".join([f"{len(problems)} of {len(rows)} methods cannot run on {params.name}", *problems])
         )
     return made
 

@@ -4,7 +4,8 @@ python -m bench.spec_bench                                        joey: plain an
 python -m bench.spec_bench --methods all                          every method there is
 python -m bench.spec_bench --list                                 the methods, their settings and what they need
 python -m bench.spec_bench --model vicuna-7b --questions question.jsonl --methods plain,kangaroo
-python -m bench.spec_bench --tasks qa,rag --per-category 5        a part of the questions; later calls go on from there
+python -m bench.spec_bench --tasks qa,rag --per-task 5            a part of the questions; later calls go on from there
+python -m bench.spec_bench --methods all --fitted                 also with settings that suit this machine (bench.fit)
 python -m bench.spec_bench --set kangaroo.gamma=4 --set kangaroo.eta=0.4 --out runs/other-settings
 
 All methods run one after the other on each question, three times, after three warm-ups; greedy, batch 1. Every answer
@@ -47,10 +48,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="names with commas, or all; plain always runs (default: %(default)s)",
     )
     add("--set", action="append", default=[], metavar="METHOD.NAME=VALUE", help="change a setting; may be repeated")
+    fitted = "run methods a second time, with settings fitted to this machine on questions that are not measured"
+    add("--fitted", action="store_true", help=fitted)
     add("--list", action="store_true", help="print the methods and their settings, and do nothing else")
     add("--questions", type=Path, metavar="FILE", help="Spec-Bench's question.jsonl, or alike (joey has its own)")
     add("--tasks", metavar="NAMES", help="only questions of these tasks or categories, with commas")
     add("--per-category", type=int, metavar="N", help="only the first N questions of each category")
+    add(
+        "--per-task", type=int, metavar="N", help="only N questions of each task; of MT-bench's, all categories in turn"
+    )
     add("--question-begin", type=int, metavar="N", help="leave out the first N questions")
     add("--question-end", type=int, metavar="N", help="leave out all but the first N questions")
     add("--skip-long", action="store_true", help="leave out questions that do not fit the model's context")

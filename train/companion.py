@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -47,6 +49,7 @@ class Job:
         out: where the result goes.
         options: those of the command.
         origin: command, versions and commit, for the record.
+        vocabulary: ids of the tokens that can be drafted, ascending; None is all.
     """
 
     config: LlamaConfig
@@ -55,6 +58,16 @@ class Job:
     out: Path
     options: argparse.Namespace
     origin: Mapping[str, Any]
+    vocabulary: np.ndarray | None
+
+    @property
+    def places(self) -> np.ndarray | None:
+        """Place of every token of the target in ``vocabulary``, -1 where it is not there; None where all are."""
+        if self.vocabulary is None:
+            return None
+        places = np.full(self.config.vocab_size, -1, np.int32)
+        places[self.vocabulary] = np.arange(len(self.vocabulary))
+        return places
 
     @property
     def workspace(self) -> Path:
@@ -90,6 +103,8 @@ def build_parser(module: str, about: str, what: str, **defaults: Any) -> argpars
         ("length", "tokens of a window, and of the longest conversation"),
     ):
         add(f"--{name.replace('_', '-')}", type=int, default=defaults[name], help=f"{help_text} (default: %(default)s)")
+    vocabulary = "tokens that can be drafted: the commonest ones of the text (default: all)"
+    add("--vocabulary", type=int, metavar="N", help=vocabulary)
     rate = "peak of the learning rate"
     add("--learning-rate", type=float, default=defaults["learning_rate"], help=f"{rate} (default: %(default)s)")
     add("--seed", type=int, default=0, help="of initialisation and windows (default: %(default)s)")
@@ -129,9 +144,26 @@ def prepare(args: argparse.Namespace, argv: Sequence[str], marker: str) -> Job:
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / marker).is_file()):
         raise ValueError(f"--out {out} holds something else than an earlier result; pass another folder")
     data = read_data(args, config, load_tokenizer(directory, config.vocab_size))
-    job = Job(config, directory, data, out, args, provenance(args.module, argv, PACKAGES))
+    origin = provenance(args.module, argv, PACKAGES)
+    job = Job(config, directory, data, out, args, origin, _commonest(data, args.vocabulary, config.vocab_size))
     check_folder(job.workspace)
     return job
+
+
+def _commonest(data: Data, number: int | None, vocab_size: int) -> np.ndarray | None:
+    """Return the ids of the tokens that occur most in an epoch, ascending; None for all of them.
+
+    Raises:
+        ValueError: if there are not so many.
+    """
+    if number is None or number == vocab_size:
+        return None
+    if not 1 <= number <= vocab_size:
+        raise ValueError(f"--vocabulary is {number}; it must be 1 to {vocab_size}, the target's tokens")
+    counts = np.zeros(vocab_size, np.int64)
+    for batch in itertools.islice(data.batches(0), data.epoch_steps):
+        counts += np.bincount(batch["tokens"][batch["mask"]], minlength=vocab_size)
+    return np.sort(np.argsort(-counts, kind="stable")[:number])
 
 
 def train(
@@ -158,7 +190,7 @@ def train(
         ValueError: if the workspace holds another run.
     """
     args, steps = job.options, job.options.steps
-    common = ("steps", "batch_size", "length", "learning_rate", "seed")
+    common = ("steps", "batch_size", "length", "learning_rate", "seed", "vocabulary")
     settings = {
         "target": fingerprint(job.config),
         "data": [source_name(name) for name in args.data] if args.data else ["standard library"],
@@ -193,7 +225,11 @@ def train(
 
 
 def ahead_sums(
-    logits: Float[Array, "B T V"], tokens: Int[Array, "B T"], counts: Bool[Array, "B T"], ahead: int
+    logits: Float[Array, "B T V"],
+    tokens: Int[Array, "B T"],
+    counts: Bool[Array, "B T"],
+    ahead: int,
+    places: np.ndarray | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the sums of cross-entropy (nats) and of hits of predictions of the token ``ahead`` places on.
 
@@ -202,12 +238,16 @@ def ahead_sums(
         tokens: the text.
         counts: positions whose prediction counts; not the last ``ahead`` of a row.
         ahead: 1 is the next token.
+        places: of ``Job``. Where the right token has no place, it is no hit, and there is nothing to learn.
     """
     scores, right = logits[:, :-ahead].astype(jnp.float32), tokens[:, ahead:]
+    counts = counts[:, :-ahead]
+    if places is not None:
+        right = jnp.asarray(places)[right]
+        counts &= right >= 0
     each = optax.softmax_cross_entropy_with_integer_labels(scores, right)
     # Whether nothing is above the right one, without argmax, which XLA does not vectorise on a CPU.
     hit = jnp.take_along_axis(scores, right[:, :, None], axis=-1)[..., 0] >= scores.max(-1)
-    counts = counts[:, :-ahead]
     return jnp.sum(each, where=counts), jnp.sum(hit.astype(jnp.float32), where=counts)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kangaroo_jax.files import whole_directory, write_json
 from kangaroo_jax.model import LlamaConfig, forward, init_params
@@ -44,12 +45,17 @@ def draft_config(
     )
 
 
-def next_token_sums(config: LlamaConfig) -> Callable[[Any, Any, Any], tuple[jax.Array, Sums]]:
-    """Build the plain next-token loss, where the mask says that a prediction counts; for ``train.step``."""
+def next_token_sums(
+    config: LlamaConfig, places: np.ndarray | None = None
+) -> Callable[[Any, Any, Any], tuple[jax.Array, Sums]]:
+    """Build the plain next-token loss, where the mask says that a prediction counts; for ``train.step``.
+
+    ``places`` is as for ``ahead_sums``.
+    """
 
     def loss(params: Any, frozen: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, Sums]:
         counts = counted(batch["mask"], 1)
-        entropy, hits = ahead_sums(forward(config, params, batch["tokens"]), batch["tokens"], counts, 1)
+        entropy, hits = ahead_sums(forward(config, params, batch["tokens"]), batch["tokens"], counts, 1, places)
         return entropy, {"loss": entropy, "top1": hits, "tokens": counts.sum().astype(jnp.float32)}
 
     return loss
@@ -72,11 +78,17 @@ def work(argv: Sequence[str]) -> None:
     job = prepare(args, argv, RECORD)
     config = draft_config(job.config, **shape)
     params = init_params(config, jax.random.key(args.seed))
+    if job.vocabulary is not None:
+        params["lm_head"]["kernel"] = params["lm_head"]["kernel"][:, job.vocabulary]
     # joey's own recipe, a tenth of the steps to warm up.
     optimizer = make_optimizer(args.steps, args.learning_rate, args.steps // 10)
 
     def write(params: Any, record: dict[str, Any]) -> None:
         with whole_directory(job.out, replace=True) as staged:
+            if job.vocabulary is not None:  # The logits of the others stay 0: never the highest.
+                head = np.zeros((config.hidden_size, config.vocab_size), np.float32)
+                head[:, job.vocabulary] = params["lm_head"]["kernel"]
+                params["lm_head"]["kernel"] = head
             write_hf(staged, config, params)
             for file in TOKENIZER_FILES:
                 if (job.directory / file).is_file():
@@ -86,7 +98,7 @@ def work(argv: Sequence[str]) -> None:
             f"held-out loss {record['held_out_loss']:.4f} nats a token; next token right: {record['held_out_top1']:.3f}"
         )
 
-    train(job, next_token_sums(config), params, {}, optimizer, shape, write)
+    train(job, next_token_sums(config, job.places), params, {}, optimizer, shape, write)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+import kangaroo_jax
 from kangaroo_jax.baselines import MEDUSA_CONFIG, MEDUSA_HEADS, init_medusa, medusa_states, one_head, save_medusa
 from kangaroo_jax.model import LlamaConfig, RMSNorm, embed, line, run_layers
 from kangaroo_jax.store import load_target
@@ -26,7 +28,9 @@ DECAY = 0.8
 PEAK, BETAS, WARMUP = 1e-3, (0.9, 0.999), 0.1
 
 
-def medusa_loss(config: LlamaConfig, heads: int) -> Callable[[Any, Any, Any], tuple[jax.Array, Sums]]:
+def medusa_loss(
+    config: LlamaConfig, heads: int, places: np.ndarray | None = None
+) -> Callable[[Any, Any, Any], tuple[jax.Array, Sums]]:
     """Build the loss of all heads: ``sum_k 0.8^k * CE(logits_k at t, token t + k + 1)``, k from 1.
 
     A position counts if the next K + 1 tokens are there, all of one text: the same positions for every head.
@@ -34,6 +38,7 @@ def medusa_loss(config: LlamaConfig, heads: int) -> Callable[[Any, Any, Any], tu
     Args:
         config: the target's shape.
         heads: K.
+        places: as for ``ahead_sums``.
 
     Returns:
         ``loss(heads' params, target's params, batch)`` for ``train.step``; ``sums`` has ``loss``, and of each head
@@ -51,7 +56,7 @@ def medusa_loss(config: LlamaConfig, heads: int) -> Callable[[Any, Any, Any], tu
         sums: Sums = {"loss": jnp.zeros(()), "tokens": counts.sum().astype(jnp.float32)}
         for index, state in enumerate(medusa_states(rounded, x)):
             # The logits of one head exist at a time, in the backward pass too.
-            one = jax.checkpoint(partial(_head_sums, index=index))
+            one = jax.checkpoint(partial(_head_sums, index=index, places=places))
             entropy, hits = one(rounded, state, tokens, counts)
             sums |= {f"head{index + 1}_loss": entropy, f"head{index + 1}_top1": hits}
             sums["loss"] += DECAY ** (index + 1) * entropy
@@ -60,8 +65,10 @@ def medusa_loss(config: LlamaConfig, heads: int) -> Callable[[Any, Any, Any], tu
     return loss
 
 
-def _head_sums(params: Any, state: Any, tokens: Any, counts: Any, index: int) -> tuple[jax.Array, jax.Array]:
-    return ahead_sums(one_head(params, index, state), tokens, counts, index + 2)
+def _head_sums(
+    params: Any, state: Any, tokens: Any, counts: Any, index: int, places: np.ndarray | None
+) -> tuple[jax.Array, jax.Array]:
+    return ahead_sums(one_head(params, index, state), tokens, counts, index + 2, places)
 
 
 def work(argv: Sequence[str]) -> None:
@@ -69,11 +76,13 @@ def work(argv: Sequence[str]) -> None:
     parser = build_parser("train.medusa", __doc__, "medusa", steps=300, batch_size=8, length=512, learning_rate=PEAK)
     heads = "tokens beyond the next one that are drafted, a head each"
     parser.add_argument("--heads", type=int, default=MEDUSA_HEADS, help=f"{heads} (default: %(default)s)")
+    kinds = "of the target's weights, as for bench.spec_bench (default: float32 on a CPU, else bfloat16)"
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=kinds)
     args = parser.parse_args(argv)
     if not 1 <= args.heads < args.length - 1:
         raise ValueError(f"--heads is {args.heads}; it must be at least 1, and well below --length ({args.length})")
     job = prepare(args, argv, MEDUSA_CONFIG)
-    _, target, _ = load_target(args.model)
+    _, target, _ = load_target(args.model, args.dtype)
     warmup = round(WARMUP * args.steps)
     optimizer = adapter_optimizer(
         args.learning_rate, args.steps, warmup, schedule="cosine", betas=BETAS, weight_decay=0.0, clip_value=0.0
@@ -81,12 +90,13 @@ def work(argv: Sequence[str]) -> None:
     settings = {"heads": args.heads, "target_weights": weights_digest(target)}
 
     def write(params: Any, record: dict[str, Any]) -> None:
-        save_medusa(job.out, job.config, params, record)
+        save_medusa(job.out, job.config, params, record, job.vocabulary)
         shares = ", ".join(f"head {k} {record[f'held_out_head{k}_top1']:.3f}" for k in range(1, args.heads + 1))
         print(f"held-out loss {record['held_out_loss']:.4f}; first choice right: {shares}")
 
-    loss = medusa_loss(job.config, args.heads)
-    train(job, loss, init_medusa(job.config, args.heads, target), target, optimizer, settings, write)
+    params = init_medusa(job.config, args.heads, target, job.vocabulary)
+    target = kangaroo_jax.load(args.model, dtype=args.dtype).target  # By native kernels, where there are any.
+    train(job, medusa_loss(job.config, args.heads, job.places), params, target, optimizer, settings, write)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

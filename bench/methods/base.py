@@ -11,7 +11,7 @@ import numpy as np
 
 import kangaroo_jax
 from kangaroo_jax import decode as dec
-from kangaroo_jax.engine import Options, Plan, Run, plan
+from kangaroo_jax.engine import Kept, Options, Run, plan
 from kangaroo_jax.kernels import Packed
 
 
@@ -27,6 +27,7 @@ class Ready:
         weights: weights of its own, beside the target's and the adapter's.
         added_parameters: parameters that it adds to the target.
         settings: its settings by name, for the record.
+        fewest_rows: rows of a verification where nothing was drafted.
     """
 
     name: str
@@ -36,32 +37,41 @@ class Ready:
     weights: Any = None
     added_parameters: int = 0
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fewest_rows: int = 1
 
-    def generate(
-        self, prompt: Sequence[int], max_new_tokens: int, eos_token_id: Any = None, stop_strings: Any = None
-    ) -> kangaroo_jax.Generation:
-        """Continue one prompt greedily.
+    def generate(self, prompt: Sequence[int], max_new_tokens: int, *more: Any, **given: Any) -> kangaroo_jax.Generation:
+        """Continue one prompt greedily; arguments as for ``begin``."""
+        run = self.begin(prompt, max_new_tokens, *more, **given)
+        while not run.finished:
+            run.advance()
+        return run.results()[0]
+
+    def begin(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        eos_token_id: Any = None,
+        stop_strings: Any = None,
+        kept: Kept | None = None,
+    ) -> Run:
+        """Return a generation after its prefill.
 
         Args:
             prompt: token ids.
             max_new_tokens: token budget.
             eos_token_id: as for ``kangaroo_jax.generate``.
             stop_strings: as for ``kangaroo_jax.generate``.
+            kept: as for ``Run``.
         """
-        run = Run(self.params, [list(prompt)], self._plan(max_new_tokens, eos_token_id, stop_strings))
-        while not run.finished:
-            run.advance()
-        return run.results()[0]
-
-    def _plan(self, max_new_tokens: int, eos_token_id: Any, stop_strings: Any) -> Plan:
         options = Options(
             max_new_tokens=max_new_tokens, method="plain", eos_token_id=eos_token_id, stop_strings=stop_strings
         )
         checked = plan(self.params, options)
         settings = tuple(dataclasses.replace(each, eta=self.eta) for each in checked.settings)
-        return dataclasses.replace(
+        own = dataclasses.replace(
             checked, method=self.name, spec=self.spec, settings=settings, drafter_weights=self.weights
         )
+        return Run(self.params, [list(prompt)], own, kept)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +86,8 @@ class Method:
         make: puts it on a model; takes the model and the settings.
         needs: what has to be made first, as a command; "" if nothing.
         companion: what that command makes, by its name for ``kangaroo_jax.store.companion``; "" for an adapter.
+        candidates: settings that may be faster on another machine than the published ones (``bench.fit``).
+        published: what was published, where that is not in ``defaults``.
     """
 
     name: str
@@ -85,6 +97,8 @@ class Method:
     make: Callable[[kangaroo_jax.Params, Mapping[str, Any]], Ready]
     needs: str = ""
     companion: str = ""
+    candidates: Sequence[Mapping[str, Any]] = ()
+    published: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def count_parameters(tree: Any) -> int:

@@ -96,6 +96,7 @@ METHODS = (
         {"gamma": None, "eta": None},
         kangaroo,
         "python -m train.adapter --model MODEL",
+        published={"gamma": 6, "eta": 0.6},
     ),
     Method(
         "kangaroo-fixed",

@@ -92,7 +92,8 @@ class Lookahead(dec.Drafter):
         memory = self._read_text(memory.replace(pool=pool), state)
         layout, batch = self.layout, len(state.length)
         newest = dec.newest(state)[0][:, 0]
-        found, there = ngrams.find(memory.pool, newest)
+        # The latest first: behind the last one there is nothing to verify.
+        found, there = (each[:, ::-1] for each in ngrams.find(memory.pool, newest))
         there &= (memory.filled == self.N - 2)[:, None]
 
         rows = layout.window(memory.filled)
@@ -173,7 +174,7 @@ def lookahead(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready
         bool(settings["from_text"]),
     )
     spec = dec.DecodeSpec(params.config, drafter, drafter.N - 1)
-    return Ready("lookahead", params, spec, settings=dict(settings))
+    return Ready("lookahead", params, spec, settings=dict(settings), fewest_rows=drafter.layout.window_rows)
 
 
 METHODS = (
@@ -183,5 +184,17 @@ METHODS = (
         "Fu et al. 2024, arXiv 2402.02057; W, N and G as its authors' scripts have them for 7B on an A100",
         {"W": 15, "N": 5, "G": 15, "from_text": False},
         lookahead,
+        candidates=[
+            {"W": W, "N": N, "G": G, "from_text": text}
+            for W, N, G, text in (
+                (1, 3, 1, True),
+                (1, 4, 1, True),
+                (2, 3, 2, True),
+                (3, 3, 3, True),
+                (3, 3, 3, False),
+                (3, 5, 3, True),
+                (5, 3, 5, False),
+            )
+        ],
     ),
 )

@@ -97,4 +97,5 @@ class Layout:
         ahead = rows.ahead[:, None] & rows.ahead[:, :, None] & (below | up)
         visible = ahead | (along | np.eye(len(row), dtype=bool) | (row == 0))[None]
         depth = jnp.where(rows.ahead, level + index, np.where(guess, place + 1, 0)[None])
-        return dec.Tree(jnp.broadcast_to(parent, depth.shape), depth, visible, candidate)
+        count = dec.last_row(rows.ahead | candidate) + 1
+        return dec.Tree(jnp.broadcast_to(parent, depth.shape), depth, visible, candidate, count)

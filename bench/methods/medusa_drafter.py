@@ -19,6 +19,7 @@ from bench.methods.medusa_tree import PUBLISHED, Paths, line, published
 from kangaroo_jax import decode as dec
 from kangaroo_jax.baselines import count_heads, load_medusa, medusa_logits
 from kangaroo_jax.checks import integer
+from kangaroo_jax.kernels import pack
 from kangaroo_jax.model import RMSNorm
 from kangaroo_jax.store import companion, expand
 
@@ -76,6 +77,8 @@ class Medusa(dec.Drafter):
         normed = RMSNorm(spec.config.rms_norm_eps).apply({"params": weights["target"]["norm"]}, state.drafter)
         shares = jax.nn.softmax(medusa_logits(weights["drafter"], normed)[:, :, 0], axis=-1)
         sure, tokens = jax.lax.top_k(shares, self.tree.width)  # [K, B, width]
+        if "tokens" in weights["drafter"]:
+            tokens = weights["drafter"]["tokens"][tokens]
         head, rank, batch = self.tree.depth() - 1, self.tree.rank(), len(state.length)
         tokens, sure = tokens[head, :, rank].T, sure[head, :, rank].T
         count = jnp.full((batch,), len(head), jnp.int32)
@@ -125,7 +128,14 @@ def _heads(params: kangaroo_jax.Params, name: str, given: Any) -> dict[str, Any]
     directory = companion(params.name, "medusa") if given is None else expand(given)
     if not Path(directory).is_dir():
         raise ValueError(f"{name}: no Medusa heads in {directory}; make them: {MAKE.replace('MODEL', params.name)}")
-    return load_medusa(directory, params.config, params.dtype)
+    heads = load_medusa(directory, params.config, params.dtype)
+    if params.kernels == "xla":
+        return heads
+    # All that reads much memory is multiplied by the same kernels as the target.
+    return {
+        name: {**part, "kernel": pack(part["kernel"])} if isinstance(part, dict) else part
+        for name, part in heads.items()
+    }
 
 
 def _ready(name: str, params: kangaroo_jax.Params, heads: Any, drafter: Medusa, used: Mapping[str, Any]) -> Ready:
@@ -151,5 +161,6 @@ METHODS = (
         medusa_in_a_tree,
         MAKE,
         "medusa",
+        [{"nodes": nodes} for nodes in (2, 3, 5, 7, 10, 15)],
     ),
 )

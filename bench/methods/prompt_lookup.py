@@ -88,5 +88,6 @@ METHODS = (
         PUBLISHED,
         {"max_ngram": 3, "gamma": 10},
         prompt_lookup,
+        candidates=[{"max_ngram": n, "gamma": gamma} for n, gamma in ((3, 2), (3, 3), (3, 5), (3, 7), (2, 3), (4, 3))],
     ),
 )

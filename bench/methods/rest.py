@@ -19,6 +19,8 @@ from kangaroo_jax.checks import integer
 
 SHORTEST_SPAN = 2
 """Shortest suffix that is looked for, as in the published code."""
+FEW = 256
+"""Matches that take little time to look at: mostly there are fewer."""
 
 
 class Datastore(struct.PyTreeNode):
@@ -77,11 +79,16 @@ class Rest(dec.Drafter):
         """Return a tree of continuations; an empty one where no suffix is in the datastore."""
         store: Datastore = weights["drafter"]
 
-        def one(tokens: Int[Array, " S"], length: Int[Array, ""]) -> Prefixes:
-            match = longest_match(store, tokens, length, self.max_token_span)
-            return frequent_prefixes(*continuations(store, *match, self.matches, spec.gamma), self.num_draft)
+        def one(text: tuple[Int[Array, " S"], Int[Array, ""]]) -> Prefixes:
+            match = longest_match(store, *text, self.max_token_span)
 
-        prefixes = jax.vmap(one)(state.tokens, state.length)
+            def of(matches: int) -> Prefixes:
+                return frequent_prefixes(*continuations(store, *match, matches, spec.gamma), self.num_draft)
+
+            few = min(FEW, self.matches)
+            return jax.lax.cond(match[1] <= few, lambda: of(few), lambda: of(self.matches))
+
+        prefixes = jax.lax.map(one, (state.tokens, state.length))  # vmap would look at all matches each time.
         rows = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, 0), (1, spec.rows - 1 - self.num_draft))), prefixes)
         candidate = rows.count > 0
         tree = dec.tree_of(rows.parent, rows.depth, candidate, spec.gamma)
@@ -207,5 +214,6 @@ METHODS = (
         rest,
         COMMAND,
         "rest",
+        [{"num_draft": number, "matches": 500} for number in (2, 3, 5, 7, 15)],
     ),
 )

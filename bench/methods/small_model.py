@@ -163,5 +163,6 @@ METHODS = (
         sps,
         MAKE,
         "draft_model",
+        [{"gamma": g, "eta": eta} for g, eta in ((1, 0.0), (2, 0.0), (3, 0.0), (3, 0.4), (5, 0.4), (5, 0.6))],
     ),
 )

@@ -9,7 +9,10 @@ One residual block, and an LM head of its own. Params are stacked where one prod
 
     {"linear": {"kernel" [D, K * D], "bias" [K * D]}, "lm_head_0": {"kernel" [D, V]}, ..., "lm_head_{K - 1}": ...}
 
-On disk they are ``medusa_config.json`` and ``medusa.safetensors``, one tensor for each leaf.
+Where a vocabulary is large beside the model, heads of all of it would be a second model (SmolLM2-135M: 113 million
+parameters in four LM heads). They may have columns for some tokens only, whose ids are then among the params,
+``"tokens" [V]``. On disk they are ``medusa_config.json``, which has these ids, and ``medusa.safetensors``, a tensor for
+each other leaf.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ Params = dict[str, Any]
 
 MEDUSA_CONFIG, MEDUSA_WEIGHTS = "medusa_config.json", "medusa.safetensors"
 _AGAIN = "make the heads again (python -m train.medusa)"
+TOKENS = "tokens"
 MEDUSA_HEADS = 4
 """Heads of the comparison: what Spec-Bench runs and the published tree needs; 591M parameters on a 7B model."""
 
@@ -74,22 +78,26 @@ def one_head(params: dict[str, Any], index: int, state: Float[Array, "... D"]) -
     return linear(state, params[f"lm_head_{index}"]["kernel"], jnp.float32)
 
 
-def init_medusa(config: LlamaConfig, heads: int, target: dict[str, Any] | None = None) -> dict[str, Any]:
+def init_medusa(
+    config: LlamaConfig, heads: int, target: dict[str, Any] | None = None, tokens: np.ndarray | None = None
+) -> dict[str, Any]:
     """Return fresh fp32 heads, which draft what the target says of the next token: W1 is zero, W2 its LM head.
 
     Args:
         config: the target's shape.
         heads: how many.
         target: the target's params; without them the LM heads are zeros.
+        tokens: ids of the tokens that the LM heads have columns for; default: all.
     """
     width = config.hidden_size
     zeros = jnp.zeros((width, heads * width)), jnp.zeros(heads * width)
     params: dict[str, Any] = {"linear": dict(zip(("kernel", "bias"), zeros, strict=True))}
     for index in range(heads):
         if target is None:
-            kernel = jnp.zeros((width, config.vocab_size))
+            kernel = jnp.zeros((width, config.vocab_size if tokens is None else len(tokens)))
         else:  # A copy each, so that none can be donated with another.
-            kernel = jnp.array(head_kernel(target), jnp.float32, copy=True)
+            whole = head_kernel(target)
+            kernel = jnp.array(whole if tokens is None else whole[:, tokens], jnp.float32, copy=True)
         params[f"lm_head_{index}"] = {"kernel": kernel}
     return params
 
@@ -99,7 +107,13 @@ def abstract_medusa(config: LlamaConfig, heads: int) -> dict[str, Any]:
     return jax.eval_shape(lambda: init_medusa(config, heads))
 
 
-def save_medusa(directory: Path, config: LlamaConfig, params: Params, training: Mapping[str, Any]) -> None:
+def save_medusa(
+    directory: Path,
+    config: LlamaConfig,
+    params: Params,
+    training: Mapping[str, Any],
+    tokens: np.ndarray | None = None,
+) -> None:
     """Write the heads of a target, replacing heads that are there; whole or not at all.
 
     Args:
@@ -107,6 +121,7 @@ def save_medusa(directory: Path, config: LlamaConfig, params: Params, training: 
         config: the target's.
         params: the heads, float32 or bfloat16.
         training: anything JSON can hold about how they were trained.
+        tokens: as for ``init_medusa``.
 
     Raises:
         ValueError: if ``directory`` holds something else.
@@ -118,6 +133,7 @@ def save_medusa(directory: Path, config: LlamaConfig, params: Params, training: 
         "heads": count_heads(params),
         "hidden_size": config.hidden_size,
         "vocab_size": config.vocab_size,
+        TOKENS: None if tokens is None else tokens.tolist(),
         "target": fingerprint(config),
         "training": dict(training),
     }
@@ -153,11 +169,17 @@ def load_medusa(directory: Path, config: LlamaConfig, dtype: Any = None) -> Para
     heads = fields.get("heads")
     if type(heads) is not int or not 1 <= heads <= 64:
         raise ValueError(f"{directory / MEDUSA_CONFIG} has no usable heads: {heads!r:.60}; {_AGAIN}")
+    tokens = fields.get(TOKENS)
+    if tokens is not None:
+        if not isinstance(tokens, list) or not tokens or any(token not in range(config.vocab_size) for token in tokens):
+            raise ValueError(f"{directory / MEDUSA_CONFIG} has no usable tokens: {tokens!r:.60}; {_AGAIN}")
+        tokens = np.array(tokens, np.int32)
     tensors = stored_tensors(directory / MEDUSA_WEIGHTS) if (directory / MEDUSA_WEIGHTS).is_file() else []
-    wanted = {path: tuple(leaf.shape) for path, leaf in flatten(abstract_medusa(config, heads)).items()}
+    tree = jax.eval_shape(lambda: init_medusa(config, heads, tokens=tokens))
+    wanted = {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}
     check_shapes(wanted, [(tensor.name, tensor.shape) for tensor in tensors], fix=_AGAIN)
     kind = as_dtype(dtype) or default_dtype()
     read: dict[str, jax.Array] = {
         tensor.name: to_device(tensor.name, np.asarray(tensor).astype(kind), None) for tensor in tensors
     }
-    return unflatten(read)
+    return unflatten(read) | ({} if tokens is None else {TOKENS: jnp.asarray(tokens)})

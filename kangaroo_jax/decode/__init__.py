@@ -19,7 +19,7 @@ from kangaroo_jax.decode.state import (
     newest,
 )
 from kangaroo_jax.decode.stats import DecodeStats
-from kangaroo_jax.decode.tree import Tree, accept_tree, tree_of
+from kangaroo_jax.decode.tree import Tree, accept_tree, last_row, tree_of
 from kangaroo_jax.decode.verify import verify
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "commit",
     "cut",
     "decode",
+    "last_row",
     "log_probabilities",
     "most_likely",
     "newest",

@@ -30,7 +30,7 @@ def speculative_round(spec: DecodeSpec, weights: Weights, state: DecodeState, co
     tokens = jnp.pad(drafted.tokens, ((0, 0), (1, spec.rows - 1 - drafted.tokens.shape[1])))
     tokens = tokens.at[:, 0].set(newest(state)[0][:, 0])
     if packs(weights["target"]):
-        target = highest(scores, None if tree is not None else drafted.count + 1)  # Of no other row is it looked at.
+        target = highest(scores, drafted.count + 1 if tree is None else tree.count)  # Of no other row is it looked at.
     else:
         target = most_likely(scores)
     path = jnp.broadcast_to(jnp.arange(spec.gamma + 1), (len(root), spec.gamma + 1))

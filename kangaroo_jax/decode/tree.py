@@ -18,12 +18,14 @@ class Tree(struct.PyTreeNode):
         depth: distance from the root, ``[B, R]``.
         visible: which rows each row sees: itself and its ancestors, ``[B, R, R]``.
         candidate: rows that hold a drafted token; never the root, ``[B, R]``.
+        count: rows that matter, counted from the first, ``[B]``.
     """
 
     parent: Int[Array, "B R"]
     depth: Int[Array, "B R"]
     visible: Bool[Array, "B R R"]
     candidate: Bool[Array, "B R"]
+    count: Int[Array, " B"]
 
 
 def tree_of(parent: Int[Array, "B R"], depth: Int[Array, "B R"], candidate: Bool[Array, "B R"], deepest: int) -> Tree:
@@ -41,7 +43,12 @@ def tree_of(parent: Int[Array, "B R"], depth: Int[Array, "B R"], candidate: Bool
     for _ in range(deepest):
         visible |= jax.nn.one_hot(ancestor, rows, dtype=bool)
         ancestor = jnp.take_along_axis(parent, ancestor, axis=1)
-    return Tree(parent, depth, visible, candidate)
+    return Tree(parent, depth, visible, candidate, last_row(candidate) + 1)
+
+
+def last_row(marked: Bool[Array, "B R"]) -> Int[Array, " B"]:
+    """Return the last marked row of each sequence, and 0 where there is none."""
+    return jnp.where(marked, jnp.arange(marked.shape[1])[None], 0).max(1)
 
 
 def accept_tree(

@@ -25,11 +25,11 @@ def verify(
         fp32 logits of the token after each row, the last layer's states, and the caches of all layers.
     """
     root, tree = state.length - 1, draft.tree
+    count = jnp.where(state.finish == RUNNING, draft.count + 1 if tree is None else tree.count, 0)
     if tree is None:
-        count = jnp.where(state.finish == RUNNING, draft.count + 1, 0)
         context = line(root[:, None] + jnp.arange(spec.rows)[None], state.slots, count)
     else:
-        context = branch(root, tree.depth, tree.visible, state.slots)
+        context = branch(root, tree.depth, tree.visible, state.slots).replace(count=count)
     exit_layer, last, target = spec.drafter.exit_layer, spec.config.num_hidden_layers, weights["target"]
     deep = state.caches[exit_layer:]
     x, deep = run_layers(spec.config, target, draft.hidden, context, deep, exit_layer, last)

@@ -84,6 +84,7 @@ def test_some_of_the_questions() -> None:
     assert ids() == list(range(81, 89))
     assert ids(begin=2, end=6) == [83, 84, 85, 86]
     assert ids(per_category=1) == [81, 82, 83, 84, 88]
+    assert ids(per_task=2) == [81, 82, 83, 84, 85, 88] and ids(per_task=1, tasks=["mt_bench"]) == [82]
     assert ids(begin=3, per_category=2, tasks=["qa"]) == [85, 86]
     assert ids(tasks=["mt_bench"]) == [82, 84, 87]
     assert ids(tasks=["math", "table"]) == [81, 84]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,16 @@ def test_the_command_leaves_held_out_files_out(
     assert "exists; replace it with --force" in capsys.readouterr().err
     assert datastore.main([*args[:2], "--data", str(text_folder / names[0]), "--force"]) == 0
     assert datastore.load_datastore(model)[2]["texts"] == 1
+
+
+def test_messages_of_conversations_are_texts(tmp_path: Path) -> None:
+    chats = tmp_path / "own.jsonl"
+    row = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So.\n"}]}
+    chats.write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    assert datastore.read_texts([chats]) == (["Why?", "So.\n"] * 2, "own.jsonl")
+    chats.write_text("[1]\n")
+    with pytest.raises(ValueError, match="has a line that is not"):
+        datastore.read_texts([chats])
 
 
 def test_what_is_wrong_with_a_datastore_is_said(model: kangaroo_jax.Params, tmp_path: Path) -> None:

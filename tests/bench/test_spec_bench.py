@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import shutil
@@ -14,7 +15,7 @@ import pytest
 import kangaroo_jax
 from bench import spec_bench
 from bench.folder import WRITING, read_folder
-from bench.methods import Ready
+from bench.methods import METHODS, Ready
 from workshop.places import claimed
 
 Arguments = Callable[..., list[str]]
@@ -208,3 +209,24 @@ def test_one_process_writes_in_a_folder(
     with claimed(finished, WRITING):
         assert spec_bench.main(arguments(tiny_model, questions, finished)) == 2
     assert "another process writes answers" in capsys.readouterr().err
+
+
+def test_settings_are_fitted_on_questions_to_spare(
+    tiny_model: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Arguments
+) -> None:
+    lookup = METHODS["prompt-lookup"]
+    monkeypatch.setitem(METHODS, "prompt-lookup", dataclasses.replace(lookup, candidates=[{"gamma": 2}]))
+    more = ["--methods", "prompt-lookup", "--tasks", "qa", "--per-task", "1", "--repeats", "1"]
+    given = arguments(tiny_model, questions, tmp_path, *more, "--fitted")
+    assert spec_bench.main(given) == 0
+    journal = (tmp_path / "fitted.jsonl").read_text()
+    settings, *tried = [json.loads(line) for line in journal.splitlines()]
+    assert settings["settings"]["questions"] == [91] and {answer[2] for answer in ids_and_names(tmp_path)} == {90}
+    assert [each["settings"] for each in tried] == [{}, {"gamma": 2}]
+    methods = json.loads((tmp_path / "record.json").read_text())["methods"]
+    assert list(methods) == ["plain", "prompt-lookup, published", "prompt-lookup, fitted"]
+    best = max(tried, key=lambda each: each["speedup"])["settings"].get("gamma", 10)
+    assert [each["gamma"] for each in methods.values()] == [0, 10, best]
+    assert methods["prompt-lookup, fitted"]["model_id"] == "tiny-prompt-lookup-fitted"
+    assert spec_bench.main(given) == 0 and (tmp_path / "fitted.jsonl").read_text() == journal
+    assert spec_bench.main([*given, "--per-task", "9"]) == 2

@@ -131,6 +131,8 @@ def test_time_split() -> None:
     expected = {"prefill": 1.0, "shallow": 21 * 0.2 * step, "propose": 15 * 0.1 * step, "deep": 9 * step}
     assert {name: split[name] for name in expected} == pytest.approx(expected)
     assert sum(split.values()) == pytest.approx(4.0) and split["rest"] > 0
+    by_rows = time_split(other, base, {"draft": 0.5, "deep": 1.0, "row": 0.1})
+    assert (by_rows["propose"], by_rows["deep"]) == pytest.approx((3 * step, 7.5 * step))
     only_deep = time_split(other, base, {"deep": 1.0})
     assert only_deep["shallow"] == only_deep["propose"] == 0 and sum(only_deep.values()) == pytest.approx(4.0)
     assert time_split(base, base, {"deep": 1.0}) == pytest.approx(

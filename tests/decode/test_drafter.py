@@ -112,6 +112,8 @@ def test_acceptance_in_a_tree_as_drawn() -> None:
     """Rows 0 root, 1 a (after 0), 2 b (after 0), 3 c (after 2); the target says b, then c, then x."""
     parent, depth = jnp.array([[0, 0, 0, 2]]), jnp.array([[0, 1, 1, 2]])
     tree = dec.tree_of(parent, depth, jnp.array([[False, True, True, True]]), 2)
+    assert tree.count == 4 and dec.tree_of(parent, depth, jnp.array([[False, True, False, False]]), 2).count == 2
+    assert dec.tree_of(parent, depth, jnp.zeros((1, 4), bool), 2).count == 1
     a, b, c, x = 3, 4, 5, 6
     accepted, path = dec.accept_tree(jnp.array([[a, b, c]]), tree, jnp.array([[b, 9, c, x]]), 2)
     assert accepted.tolist() == [2] and path.tolist() == [[0, 2, 3]]

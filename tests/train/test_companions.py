@@ -105,6 +105,21 @@ def test_heads_are_made_found_and_lossless(
     assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(first, again, strict=True))
 
 
+def test_some_tokens_only(command: list[str], tiny: kangaroo_jax.Params, tmp_path: Path) -> None:
+    """Heads and draft models that say the commonest tokens alone, and are lossless all the same."""
+    medusa.main([*command, "--vocabulary", "9"])
+    ready = methods.make("medusa-tree", tiny, {"nodes": 7})
+    tokens = np.asarray(ready.weights["tokens"])
+    assert tokens.shape == (9,) and (np.diff(tokens) > 0).all() and ord(" ") + 3 in tokens
+    assert ready.weights["lm_head_3"]["kernel"].shape == (tiny.config.hidden_size, 9)
+    plain = methods.make("plain", tiny).generate([1, 50, 60, 70], 12).token_ids
+    assert ready.generate([1, 50, 60, 70], 12).token_ids == plain
+    draft_model.main([*command, *SMALL, "--vocabulary", "9", "--out", str(tmp_path / "small")])
+    head = kangaroo_jax.load(tmp_path / "small", kernels="xla").target["lm_head"]["kernel"]
+    assert np.flatnonzero(np.asarray(head).any(0)).tolist() == tokens.tolist()
+    assert medusa.main([*command, "--vocabulary", "300"]) == 2
+
+
 @pytest.mark.full
 def test_a_draft_model_is_made_found_and_lossless(
     command: list[str], tiny: kangaroo_jax.Params, tmp_path: Path
