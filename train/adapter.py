@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from kangaroo_jax.files import first_line
+from kangaroo_jax.model import head_kernel
 from kangaroo_jax.store import read_config, resolve, save_adapter
 from kangaroo_jax.text import load_tokenizer
 from train.adapter_options import build_parser, make_optimizer
@@ -22,6 +23,7 @@ from train.best import MEASURE
 from train.checkpoints import GOES_ON
 from train.data import Data
 from train.evaluation import Decoding, figures_of, held_out_evaluation
+from train.features import with_features
 from train.loss import joint_loss
 from train.optimizer import each_alone, learning_rate
 from train.preparation import Run, prepare, read_data, settle
@@ -40,19 +42,20 @@ _REFUSED = 1
 def train(run: Run, argv: Sequence[str]) -> None:
     """Train until all steps are done and write every adapter, with the record of its training."""
     args = run.options
-    loss = joint_loss(run.config, run.drafts)
+    loss = joint_loss(run.config, run.drafts, groups=run.mesh.shape["data"] if run.mesh else 1)
     optimizer = each_alone(make_optimizer(args), run.drafts)
-    target = run.target if run.mesh else place(run.target)
     first = jax.process_index() == 0
-    held, decoding = held_out_evaluation(loss, target, run.data, run.mesh), Decoding(run, target, first)
     if first:
         print(_description(run))
+    data, target, frozen = _frozen(run)
+    held = held_out_evaluation(loss, frozen, data, run.mesh, args.accumulate)
+    decoding = Decoding(run, target, first)
     origin = provenance("train.adapter", argv, PACKAGES)
     state = fit(
         make_train_step(loss, optimizer, args.accumulate, run.mesh),
         init_state(run.adapters, optimizer),
-        target,
-        run.data.batches,
+        frozen,
+        data.batches,
         args.steps,
         run.workspace,
         save_every=args.save_every,
@@ -77,6 +80,23 @@ def train(run: Run, argv: Sequence[str]) -> None:
     print(f"curves: {draw(run.workspace)}")
 
 
+def _frozen(run: Run) -> tuple[Data, Any, Any]:
+    """Return the data, the target for decoding, placed, and what a step reads of it."""
+    folder, data = run.options.store_features, run.data
+    if folder:
+        data = with_features(folder, data, run.config, run.target, run.options.exit_layer)
+    placed: Any = None
+    if not folder or run.options.decode_every:
+        placed = run.target if run.mesh else place(run.target)
+    if not folder:
+        frozen = placed
+    else:  # Of all that is computed only what depends on the adapters is left.
+        frozen = {} if run.columns else place({"lm_head": {"kernel": head_kernel(run.target)}})
+    if run.columns:
+        frozen = frozen | {"columns": place(run.columns, run.mesh)}
+    return data, placed, frozen
+
+
 def _write(run: Run, name: str, step: int, params: Any, origin: Mapping[str, Any]) -> None:
     """Write one adapter, and say what it is worth."""
     draft, several = run.drafts[name], len(run.drafts) > 1
@@ -93,7 +113,7 @@ def _write(run: Run, name: str, step: int, params: Any, origin: Mapping[str, Any
         **origin,
     }
     out = run.out / name if several else run.out
-    save_adapter(out, run.config, draft, params, record)
+    save_adapter(out, run.config, draft, run.whole(params), record)
     shown = ("held_out_loss", "held_out_acceptance", MEASURE)
     text = ", ".join(f"{key} {figures[key]:.4f}" for key in shown if key in figures)
     print(f"adapter of step {step} written to {out}: {text}")

@@ -12,7 +12,7 @@ import optax
 from kangaroo_jax.checks import INT32
 from kangaroo_jax.model import ADAPTER_KINDS, LlamaConfig
 from kangaroo_jax.store import EMBEDDED
-from train.optimizer import SCHEDULES, adapter_optimizer
+from train.optimizer import OPTIMIZERS, SCHEDULES, adapter_optimizer
 from train.recipe import KIND
 from workshop.command import check_numbers
 
@@ -43,6 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--exit-layer", "--exit-layers", type=_layers, metavar="L[,L...]", help=f"{layer} (default: {sixteenth})")
     kinds = f"what the adapter is made of: {', '.join(ADAPTER_KINDS)}; several, with commas, are trained in one run"
     add("--adapter", type=_kinds, default=(KIND,), metavar="KIND[,KIND...]", help=f"{kinds} (default: {KIND})")
+    add("--kv-heads", type=int, metavar="N", help="key/value heads of the adapter (default: as many as the target)")
+    add("--mlp-width", type=int, metavar="N", help="width of the adapter's MLP, if it has one (default: the target's)")
+    only = "draft none but the N tokens that are trained most often, and EOS: the head then costs less"
+    add("--draft-vocabulary", type=int, metavar="N", help=f"{only} (default: the whole vocabulary)")
     add("--gamma", type=int, help="draft length stored in the adapter's config (default: 6; joey 7)")
     add("--eta", type=float, help="confidence stored in the adapter's config (default: 0.6; joey 0.2)")
     epochs = "passes over the data; over plain text, as many random windows as have its number of tokens"
@@ -53,12 +57,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--accumulate", type=int, help=f"{parts} (default: as few as leave 8192 tokens at a time)")
     shard = "devices that share one copy of the target, when it does not fit one; a divisor of all devices"
     add("--shard-target", type=int, default=1, metavar="DEVICES", help=f"{shard} (default: %(default)s)")
+    store = "run the target once over all conversations, keep there what training reads of it, and train on that"
+    add("--store-features", type=Path, metavar="DIR", help=f"{store} (default: run it in every step)")
     length = "longest window or conversation, in tokens"
     add("--length", type=int, help=f"{length} (default: 2048, or the positions that the target has; joey 512)")
+    kinds = "AdamW as the paper, or Muon, in which AdamW keeps the norms"
+    add("--optimizer", choices=OPTIMIZERS, default="adamw", help=f"{kinds} (default: %(default)s)")
     add("--learning-rate", type=float, help="peak of the schedule (default: 5e-5; joey 3e-3)")
     add("--schedule", choices=SCHEDULES, default="linear", help="of the rate after the warm-up (default: %(default)s)")
     add("--warmup", type=int, help="steps of linear warm-up (default: 2000, or a tenth of --steps if that is less)")
-    add("--weight-decay", type=float, default=0.01, help="of AdamW (default: %(default)s)")
+    add("--weight-decay", type=float, default=0.01, help="of every param, of Muon of matrices (default: %(default)s)")
     clip = "each gradient is clipped to +-this; 0: not"
     add("--clip-value", type=float, default=0.5, help=f"{clip} (default: %(default)s)")
     clip = "gradients are scaled together to this global norm, before --clip-value; 0: not"
@@ -107,6 +115,7 @@ def make_optimizer(args: argparse.Namespace) -> optax.GradientTransformation:
         args.learning_rate,
         args.steps,
         args.warmup,
+        kind=args.optimizer,
         schedule=args.schedule,
         betas=tuple(args.betas),
         weight_decay=args.weight_decay,
@@ -143,6 +152,11 @@ def check_options(args: argparse.Namespace) -> None:
         ("clip_value", args.clip_value >= 0, "at least 0"),
         ("clip_norm", args.clip_norm >= 0, "at least 0"),
         ("betas", all(0 <= beta < 1 for beta in args.betas), "two numbers from 0 to below 1"),
+        (
+            "store_features",
+            args.store_features is None or sharers * jax.process_count() == 1,
+            "for one process, and no --shard-target",
+        ),
         ("seed", 0 <= args.seed <= INT32, f"from 0 to {INT32}"),
         ("max_skipped", args.max_skipped >= 1, "at least 1"),
         ("save_every", args.save_every >= 1, "at least 1"),
@@ -167,6 +181,11 @@ def check_against_target(args: argparse.Namespace, config: LlamaConfig) -> None:
         raise ValueError(
             f"--exit-layer is {last}; the target has {config.num_hidden_layers} layers, so it must be "
             f"from 1 to {config.num_hidden_layers - 1}"
+        )
+    least = max(len(config.eos_token_id or ()), 1)
+    if args.draft_vocabulary is not None and not least <= args.draft_vocabulary <= config.vocab_size:
+        raise ValueError(
+            f"--draft-vocabulary is {args.draft_vocabulary}; it must be from {least} to {config.vocab_size}"
         )
     if args.length > config.max_position_embeddings:
         raise ValueError(

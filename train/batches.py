@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -72,6 +72,10 @@ class Windows:
         total = sum(len(text) for text in self.texts.tokens)
         return Counts(total, total)
 
+    def frequencies(self, size: int) -> np.ndarray:
+        """Return how often each of so many tokens is in the text."""
+        return sum((np.bincount(text, minlength=size) for text in self.texts.tokens), np.zeros(size, np.int64))
+
     @property
     def steps(self) -> int:
         """Batches that have as many tokens as the text."""
@@ -108,15 +112,27 @@ class Conversations:
     The rows of a batch are padded to the longest of them, rounded up to a multiple of 128 or to ``length``: there are
     few shapes to compile for. Padding does not count. What is missing to fill the last batch of an epoch are empty
     rows, in the batch with the shortest conversations.
+
+    Attributes:
+        samples: the conversations.
+        shape: of the batches.
+        states: returns what is stored of some conversations (-1 is an empty row) for rows of a length; batches have it
+            instead of tokens.
     """
 
     samples: Sequence[Sample]
     shape: Shape
+    states: Callable[[np.ndarray, int], Batch] | None = None
 
     @functools.cached_property
     def tokens(self) -> Counts:
         """Tokens of an epoch."""
         return Counts(sum(int(s.mask.sum()) for s in self.samples), sum(len(s.tokens) for s in self.samples))
+
+    def frequencies(self, size: int) -> np.ndarray:
+        """Return how often each of so many tokens is one whose prediction counts."""
+        counted = (sample.tokens[1:][sample.mask[:-1]] for sample in self.samples)
+        return sum((np.bincount(tokens, minlength=size) for tokens in counted), np.zeros(size, np.int64))
 
     @functools.cached_property
     def buckets(self) -> np.ndarray:
@@ -163,16 +179,21 @@ class Conversations:
 
     def _batch(self, members: np.ndarray) -> Batch:
         length = int(self.buckets[members[members >= 0]].max())
-        batch = {
-            "tokens": np.zeros((len(members), length), np.int32),
-            "mask": np.zeros((len(members), length), bool),
-        }
-        for row, member in enumerate(members):
-            if member >= 0:
-                sample = self.samples[member]
-                batch["tokens"][row, : len(sample.tokens)] = sample.tokens
-                batch["mask"][row, : len(sample.mask)] = sample.mask
+        batch = padded([self.samples[member] if member >= 0 else None for member in members], length)
+        if self.states:
+            batch = {"mask": batch["mask"], **self.states(members, length)}
         return self.shape.share(batch)
+
+
+def padded(samples: Sequence[Sample | None], length: int) -> Batch:
+    """Return ``tokens`` and ``mask`` of conversations, ``[rows, length]``; None is an empty row."""
+    shape = len(samples), length
+    batch = {"tokens": np.zeros(shape, np.int32), "mask": np.zeros(shape, bool)}
+    for row, sample in enumerate(samples):
+        if sample is not None:
+            batch["tokens"][row, : len(sample.tokens)] = sample.tokens
+            batch["mask"][row, : len(sample.mask)] = sample.mask
+    return batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +208,10 @@ class Mixed:
         """Tokens of an epoch."""
         texts, chats = self.texts.tokens, self.conversations.tokens
         return Counts(texts.trained + chats.trained, texts.all + chats.all)
+
+    def frequencies(self, size: int) -> np.ndarray:
+        """Return those of both kinds, together."""
+        return self.texts.frequencies(size) + self.conversations.frequencies(size)
 
     @property
     def steps(self) -> int:

@@ -24,7 +24,8 @@ from workshop.held_out import HELD_OUT_SHARE
 KNOWN = (*COLUMNS, TEXT_COLUMN)
 # A data set without any of them is refused after so many rows, not after all of them.
 PATIENCE = 1000
-HELD_OUT_BATCHES = 4
+HELD_OUT_BATCHES, HELD_OUT_TOKENS = 4, 2**15
+"""Batches of an evaluation, and their tokens, padding among them, where batches are large."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +70,27 @@ class Data:
         filled = [batch["tokens"].any(axis=1) for batch in batches]
         return [{k: v[rows][:count] for k, v in batch.items()} for batch, rows in zip(batches, filled, strict=True)]
 
-    def held_out_batches(self, count: int = HELD_OUT_BATCHES) -> Iterator[Batch]:
-        """Yield ``count`` batches of held-out data, the same in every run; fewer if there are no more."""
-        return self.held_out.fixed(count)
+    def held_out_batches(self, count: int = HELD_OUT_BATCHES, parts: int = 1) -> Iterator[Batch]:
+        """Yield ``count`` batches of held-out data, the same in every run; fewer if there are no more.
+
+        Of one with more than its share of ``HELD_OUT_TOKENS`` there are only as many of its ``parts`` as have these.
+        """
+        for batch in self.held_out.fixed(count):
+            size = batch["mask"].size // parts
+            for part in range(min(parts, -(-HELD_OUT_TOKENS // (HELD_OUT_BATCHES * size)))):
+                yield {name: value[part::parts] for name, value in batch.items()}
+
+    def most_frequent(self, count: int, size: int, always: Sequence[int] = ()) -> np.ndarray:
+        """Return the tokens that are trained most often, ascending, ``[count]``; of equal ones the first.
+
+        Args:
+            count: how many.
+            size: of the vocabulary.
+            always: some that are among them, however often they come.
+        """
+        frequencies = self.training.frequencies(size)
+        frequencies[list(always)] = np.iinfo(np.int64).max
+        return np.sort(np.argsort(-frequencies, kind="stable")[:count]).astype(np.int32)
 
     def held_out_rows(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return (tokens, mask) of ``count`` held-out rows of any length, always the same; fewer if that is all."""

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from kangaroo_jax import Params
+from kangaroo_jax.model import with_draft_head
 from train.best import BEST, MEASURE, Best
 from train.data import Data
 from train.decoding import decoding_figures, held_out_prompts
@@ -18,7 +19,7 @@ from train.step import make_eval_step, one_copy, place, place_batch
 
 
 def held_out_evaluation(
-    loss: Callable[..., Any], target: Any, data: Data, mesh: Mesh | None = None
+    loss: Callable[..., Any], target: Any, data: Data, mesh: Mesh | None = None, parts: int = 1
 ) -> Callable[[int, Any], dict[str, float]]:
     """Build ``(step, adapters) -> held-out means`` over a fixed set of batches of held-out data.
 
@@ -26,7 +27,7 @@ def held_out_evaluation(
     tokens trained on until then, without padding.
     """
     step_fn = make_eval_step(loss, mesh)
-    batches = [place_batch(batch, mesh) for batch in data.held_out_batches()]
+    batches = [place_batch(batch, mesh) for batch in data.held_out_batches(parts=parts)]
 
     def evaluate(step: int, adapters: Any) -> dict[str, float]:
         sums = [step_fn(adapters, target, batch) for batch in batches]
@@ -73,10 +74,11 @@ class Decoding:
         run, dtype = self._run, self._target["norm"]["scale"].dtype
         host = jax.device_get(params)
         adapter = jax.tree.map(lambda leaf: leaf.astype(dtype), host)
+        adapter = with_draft_head(self._target, run.whole(adapter))
         adapter = place(adapter, self._mesh) if self._mesh else jax.device_put(adapter)
         loaded = Params(self._target, adapter, run.config, run.drafts[name], run.tokenizer, run.name)
         figures = decoding_figures(loaded, self._prompts)
-        self.best[name].offer(step, host, figures)
+        self.best[name].offer(step, run.whole(host), figures)
         return figures
 
 

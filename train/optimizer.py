@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
+OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("linear", "cosine", "constant")
 
 
@@ -50,27 +52,43 @@ def adapter_optimizer(
     steps: int,
     warmup: int,
     *,
+    kind: str = "adamw",
     schedule: str = "linear",
     betas: tuple[float, float] = (0.9, 0.95),
     weight_decay: float = 0.01,
     clip_value: float = 0.5,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Return AdamW on clipped gradients, in fp32; the defaults are the paper's.
+    """Return AdamW or Muon on clipped gradients, in fp32; the defaults are the paper's.
+
+    Muon (Jordan et al. 2024) makes the averaged gradient of every matrix orthogonal, as large as AdamW's update (Liu et
+    al. 2025); the scales of norms are AdamW's.
 
     Args:
         peak: highest learning rate.
         steps: optimiser steps of the whole run.
         warmup: steps until the peak.
+        kind: one of ``OPTIMIZERS``.
         schedule: how the rate falls, see ``learning_rate``.
         betas: decay of AdamW's two averages.
-        weight_decay: of AdamW, for every param.
+        weight_decay: of AdamW, for every param; of Muon, for every matrix.
         clip_value: every element of a gradient is clipped to +-this; 0 for no such clipping.
         clip_norm: gradients are scaled down together to this global norm, before the other clipping; 0 for not.
     """
     clips = [optax.clip_by_global_norm(clip_norm)] * (clip_norm > 0) + [optax.clip(clip_value)] * (clip_value > 0)
     rate = learning_rate(schedule, peak, steps, warmup)
-    return optax.chain(*clips, optax.adamw(rate, *betas, eps=1e-8, weight_decay=weight_decay, mu_dtype=jnp.float32))
+    if kind == "adamw":
+        update = optax.adamw(rate, *betas, eps=1e-8, weight_decay=weight_decay, mu_dtype=jnp.float32)
+    else:
+        update = optax.contrib.muon(
+            rate,
+            weight_decay=weight_decay,
+            adam_b1=betas[0],
+            adam_b2=betas[1],
+            mu_dtype=jnp.float32,
+            consistent_rms=0.2,
+        )
+    return optax.chain(*clips, update)
 
 
 def each_alone(optimizer: optax.GradientTransformation, names: Iterable[str]) -> optax.GradientTransformation:

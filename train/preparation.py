@@ -27,6 +27,7 @@ from kangaroo_jax.text import Tokenizer, load_tokenizer
 from train.adapter_options import check_against_target, check_data, check_options
 from train.batches import Shape
 from train.data import Data, load_data, text_data
+from train.loss import columns_of
 from train.recipe import drafts_of, scheduled, settled
 from train.run_log import require_libraries
 from train.step import one_copy, target_mesh
@@ -47,6 +48,7 @@ class Run:
         tokenizer: the target's.
         drafts: what the config of every adapter will say, by name.
         adapters: fp32 params to start from, by name.
+        columns: the draft vocabulary's columns of the target's head, as ``train.loss.columns_of`` has them; or None.
         data: training and held-out data.
         out: where the adapter goes; of several, the folder of their folders.
         options: those of the command, everything filled in.
@@ -60,6 +62,7 @@ class Run:
     tokenizer: Tokenizer
     drafts: dict[str, KangarooConfig]
     adapters: dict[str, Any]
+    columns: dict[str, Any] | None
     data: Data
     out: Path
     options: argparse.Namespace
@@ -69,6 +72,10 @@ class Run:
     def workspace(self) -> Path:
         """Folder of checkpoints, log and settings."""
         return workspace_of(self.out)
+
+    def whole(self, params: Any) -> Any:
+        """Return an adapter's params with the ids of its draft vocabulary, as adapters are saved and loaded."""
+        return params if self.columns is None else {**params, "draft_vocabulary": {"ids": self.columns["ids"]}}
 
 
 def prepare(args: argparse.Namespace) -> Run:
@@ -97,10 +104,14 @@ def prepare(args: argparse.Namespace) -> Run:
             adapters[name] = init_adapter(config, jax.random.key(args.seed), draft.adapter, own)
     tokenizer = load_tokenizer(directory, config.vocab_size)
     data = read_data(args, config, tokenizer)
+    columns = None
+    if args.draft_vocabulary is not None:
+        ids = data.most_frequent(args.draft_vocabulary, config.vocab_size, config.eos_token_id or ())
+        columns = jax.device_get(columns_of(own, ids))
     settings = run_settings(args, config, own) | {"training_tokens": data.tokens.all, "text": data.digest}
     args = scheduled(args, data)
     name = source_name(args.model)  # Paths are of one machine.
-    run = Run(name, config, target, mesh, tokenizer, drafts, adapters, data, out, args, settings)
+    run = Run(name, config, target, mesh, tokenizer, drafts, adapters, columns, data, out, args, settings)
     check_folder(run.workspace)
     return run
 
@@ -118,12 +129,17 @@ def _default_out(model: str, source: Path, count: int) -> Path:
 def _given(directory: Path, config: LlamaConfig, draft: KangarooConfig) -> tuple[KangarooConfig, Any]:
     """Return the adapter to start from, and the draft model with what that computes: its rotary base stays its own."""
     found, params = load_adapter(directory, config, "float32", draft.exit_layer)
-    if found.adapter.kind != draft.adapter.kind:
-        raise ValueError(
-            f"--init-adapter {directory} is of the kind {found.adapter.kind}, and --adapter is {draft.adapter.kind}; "
-            "pass the same kind"
-        )
-    return dataclasses.replace(draft, adapter=found.adapter), params
+    options = {"kind": "--adapter", "num_key_value_heads": "--kv-heads", "intermediate_size": "--mlp-width"}
+    for name, option in options.items():
+        value, wanted = getattr(found.adapter, name), getattr(draft.adapter, name)
+        if value != wanted:
+            raise ValueError(
+                f"--init-adapter {directory} has the {name} {value}, and {option} is {wanted}; pass the same"
+            )
+    params.pop("draft_vocabulary", None)  # That of this run's data.
+    return dataclasses.replace(
+        draft, adapter=dataclasses.replace(draft.adapter, rope_theta=found.adapter.rope_theta)
+    ), params
 
 
 def settle(args: argparse.Namespace, config: LlamaConfig) -> argparse.Namespace:

@@ -92,5 +92,11 @@ def drafts_of(args: argparse.Namespace) -> dict[str, KangarooConfig]:
     for layer in args.exit_layer:
         for kind in args.adapter:
             name = f"exit{layer}" if args.adapter == (KIND,) else f"exit{layer}-{kind}"
-            drafts[name] = KangarooConfig(layer, args.gamma, args.eta, AdapterConfig(kind))
+            adapter = AdapterConfig(
+                kind,
+                num_key_value_heads=args.kv_heads,
+                intermediate_size=args.mlp_width,
+                draft_vocabulary=args.draft_vocabulary,
+            )
+            drafts[name] = KangarooConfig(layer, args.gamma, args.eta, adapter)
     return drafts

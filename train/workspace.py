@@ -60,6 +60,10 @@ def run_settings(args: argparse.Namespace, config: LlamaConfig, target: Any) -> 
         "seed",
         "mask",
         "data_rows",
+        "optimizer",
+        "kv_heads",
+        "mlp_width",
+        "draft_vocabulary",
     )
     return {
         "target": fingerprint(config),
@@ -139,7 +143,7 @@ def _check_same_run(workspace: Path, settings: dict[str, Any]) -> None:
     if not _steps(workspace):
         shutil.rmtree(workspace / BEST, ignore_errors=True)  # Of a run that was killed before its first checkpoint.
         return
-    found = read_json(workspace / _SETTINGS, _ANEW)
+    found = {"optimizer": "adamw", **read_json(workspace / _SETTINGS, _ANEW)}  # At first there was no other.
     check_format(workspace / CHECKPOINTS)
     check_same(f"{workspace} holds a run", found, settings, settings, _ANEW)
 

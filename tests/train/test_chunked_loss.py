@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from kangaroo_jax.model import LlamaConfig, abstract_adapter, abstract_params, init_adapter, init_params
-from train.loss import chunked_sums, distillation_loss, distillation_sums
+from train.loss import Teacher, chunked_sums, distillation_loss, distillation_sums
 from train.step import init_state, make_train_step
 
 
@@ -23,14 +23,20 @@ def whole(teacher_head: jax.Array, head: jax.Array, final: jax.Array, drafted: j
     return distillation_sums(final @ teacher_head, drafted @ head, mask)
 
 
+def chunked(
+    chunk: int, teacher_head: jax.Array, head: jax.Array, final: jax.Array, drafted: jax.Array, mask: jax.Array
+) -> Any:
+    return chunked_sums(Teacher(final, head=teacher_head), head, drafted, mask, chunk)
+
+
 @pytest.mark.parametrize(("rows", "length", "chunk"), [(1, 1, 1), (2, 13, 8), (3, 7, 1), (2, 13, 99)])
 def test_chunks_add_up_to_the_whole(rows: int, length: int, chunk: int) -> None:
     rng = np.random.default_rng(length)
     shapes = ((7, 11), (7, 11), (rows, length, 7), (rows, length, 7))
     arrays = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
-    mask = jnp.asarray(rng.random((rows, length)) < 0.6)
+    mask = jnp.asarray(rng.random((rows, length)) < 0.6)  # Rows have different numbers of positions that count.
     both = []
-    for function in (whole, functools.partial(chunked_sums, chunk=chunk)):
+    for function in (whole, functools.partial(chunked, chunk)):
         gradient = jax.jit(jax.value_and_grad(function, argnums=(1, 3), has_aux=True))
         (total, sums), slopes = gradient(*arrays, mask)
         both.append((total, sums, slopes))

@@ -17,8 +17,9 @@ from kangaroo_jax.text import load_tokenizer
 from train.batches import BUCKET, Batch, Conversations, Counts, Mixed, Shape, Windows
 from train.byte_tokenizer import write_byte_tokenizer
 from train.corpus import BOS, EOS, TokenTexts
-from train.data import load_data
+from train.data import Data, load_data
 from train.render import Sample
+from train.rows import BadRows
 
 
 def samples_of(lengths: list[int]) -> list[Sample]:
@@ -208,6 +209,16 @@ def test_both_kinds_are_shown_and_held_out(tmp_path: Path) -> None:
     for count, texts in ((1, 0), (2, 1), (5, 2)):
         assert [len(tokens) == 128 for tokens, _ in held.rows(count)] == [True] * texts + [False] * (count - texts)
     assert same(list(data.held_out_batches(2)), [*held.texts.fixed(1), *held.conversations.fixed(1)])
+
+
+def test_of_large_held_out_batches_some_parts_are_taken() -> None:
+    texts = TokenTexts([np.arange(3, 900, dtype=np.int32)], BOS, EOS, np.array([13, 50]))
+    stream = Windows(texts, Shape(32, 2048))
+    data = Data(stream, stream, BadRows(), "")
+    parts = list(data.held_out_batches(parts=8))
+    assert [part["tokens"].shape for part in parts] == [(4, 2048)] * 4  # 32,768 tokens.
+    assert same(parts, [{name: value[::8] for name, value in batch.items()} for batch in stream.fixed(4)])
+    assert [part["tokens"].shape for part in data.held_out_batches(parts=32)] == [(1, 2048)] * 16
 
 
 @pytest.mark.parametrize(("texts", "chats"), [(9, 70), (1500, 1)])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.optimizer import adapter_optimizer, learning_rate
+from train.optimizer import adapter_optimizer, each_alone, learning_rate
 
 RISE = [0.5, 1.0, 1.5, 2.0]
 RATES = {
@@ -60,3 +61,14 @@ def test_a_norm_scales_all_gradients_together() -> None:
 def test_weights_decay_by_the_rate_times_the_decay() -> None:
     np.testing.assert_allclose(first_update([0.0, 0.0])[0], [-0.03, -0.03], rtol=1e-5)
     np.testing.assert_allclose(first_update([0.0, 0.0], weight_decay=0.5)[0], [-1.5, -1.5], rtol=1e-5)
+
+
+def test_muon_makes_the_updates_of_matrices_orthogonal() -> None:
+    rng = np.random.default_rng(0)
+    params = {"alone": {"w": jnp.ones((7, 13)), "scale": jnp.ones(5)}}
+    gradient = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params)
+    optimizer = each_alone(adapter_optimizer(1.0, 10, 0, kind="muon", schedule="constant", weight_decay=0.5), ["alone"])
+    update = optimizer.update(gradient, optimizer.init(params), params)[0]["alone"]
+    sizes = np.linalg.svd(np.asarray(update["w"]) + 0.5, compute_uv=False) / (0.2 * np.sqrt(13))
+    assert ((sizes > 0.6) & (sizes < 1.3)).all()  # As near to 1 as its polynomial brings them.
+    assert np.ptp(np.abs(update["scale"])) < 1e-3  # AdamW's first step, without decay.
