@@ -43,7 +43,7 @@ def data() -> Data:
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Two rows of features at a time; the list has the tokens of each that were computed."""
-    monkeypatch.setattr(train.features, "AT_A_TIME", 2 * 67)
+    monkeypatch.setattr(train.features, "IN_CACHE", 2 * 67)
     made, real = [], train.features._computed
 
     def counting(*args: Any) -> Any:
