@@ -27,8 +27,8 @@ def target_sharding(
 ) -> Callable[[str, jax.ShapeDtypeStruct], NamedSharding]:
     """Return the rule by which a target is split over one axis of a mesh, as ``load(..., sharding=)`` takes it.
 
-    Norms, and weights whose size the devices of the axis do not divide, are copied to every device; so is everything
-    over the other axes of the mesh. What is fused is split between its groups only: a device has whole heads, with the
+    Norms, and weights whose size the devices of the axis do not divide, are copied to every device; so are fused ones
+    of an adapter with heads or a width of its own, and everything over the other axes of the mesh. What is fused is split between its groups only: a device has whole heads, with the
     queries of each, and gates with their ups.
 
     Args:
@@ -44,7 +44,8 @@ def target_sharding(
 
     def rule(path: str, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         split, fused = _SPLIT_AXIS.get("/".join(path.split("/")[-2:])), fused_at(config, path)
-        if split is None or (fused.groups if fused else leaf.shape[split]) % mesh.shape[axis]:
+        other = split is not None and fused and leaf.shape[split] != fused.groups * sum(fused.widths)
+        if split is None or other or (fused.groups if fused else leaf.shape[split]) % mesh.shape[axis]:
             return NamedSharding(mesh, PartitionSpec())
         return NamedSharding(mesh, PartitionSpec(*[None] * split, axis))
 
