@@ -27,9 +27,9 @@ def target_sharding(
 ) -> Callable[[str, jax.ShapeDtypeStruct], NamedSharding]:
     """Return the rule by which a target is split over one axis of a mesh, as ``load(..., sharding=)`` takes it.
 
-    Norms, and weights whose size the devices of the axis do not divide, are copied to every device; so are fused ones
-    of an adapter with heads or a width of its own, and everything over the other axes of the mesh. What is fused is split between its groups only: a device has whole heads, with the
-    queries of each, and gates with their ups.
+    Norms, and weights whose size the devices of the axis do not divide, are copied to every device; so is everything
+    over the other axes of the mesh. What is fused is split between its groups only: a device has whole heads, with the
+    queries of each, and gates with their ups. Of an adapter with other heads or another width it is copied.
 
     Args:
         mesh: the devices; its axes are of type ``Auto``.
