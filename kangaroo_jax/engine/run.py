@@ -176,8 +176,9 @@ class Run:
     def piece(self, text: str) -> Piece:
         """Return the text that the first sequence gained last, with its origins."""
         stats, reader = self.state.stats, self.readers[0]
-        counters = (stats.rounds[0], stats.accept_lengths[0], stats.accepted_drafts[0])
-        rounds, committed, accepted = jax.device_get(counters)
+        # Indexed here: JAX would compile that, for each number of slots.
+        counters = jax.device_get((stats.rounds, stats.accept_lengths, stats.accepted_drafts))
+        rounds, committed, accepted = (counter[0] for counter in counters)
         found = origins(committed[:rounds].tolist(), accepted[:rounds].tolist())[: reader.count]
         gained: list[tuple[str, bool]] = []
         left = len(text)
