@@ -124,7 +124,7 @@ def with_adapter(params: Params, directory: str | Path, exit_layer: int | None =
     """
     path = find_adapter(Path(), directory)
     assert path is not None
-    placed = params.target["norm"]["scale"].sharding
+    placed = getattr(params.target["norm"]["scale"], "sharding", None)  # A target may be NumPy's.
     if isinstance(placed, NamedSharding):
         placed = NamedSharding(placed.mesh, PartitionSpec())
     draft, adapter = load_adapter(path, params.config, params.dtype.name, exit_layer, placed)
