@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flax import struct
+from jax.sharding import NamedSharding, PartitionSpec
 
 from kangaroo_jax.kernels import pack_adapter, pack_leaf, pack_target, packs, use_native
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, with_draft_head
@@ -111,6 +112,8 @@ def load(
 def with_adapter(params: Params, directory: str | Path, exit_layer: int | None = None) -> Params:
     """Return a model with another adapter, in the target's dtype and for the same kernels; the target is shared.
 
+    On the devices of a target that is spread over several, each has the whole adapter.
+
     Args:
         params: from ``load``.
         directory: the adapter's.
@@ -121,7 +124,10 @@ def with_adapter(params: Params, directory: str | Path, exit_layer: int | None =
     """
     path = find_adapter(Path(), directory)
     assert path is not None
-    draft, adapter = load_adapter(path, params.config, params.dtype.name, exit_layer)
+    placed = getattr(params.target["norm"]["scale"], "sharding", None)  # A target may be NumPy's.
+    if isinstance(placed, NamedSharding):
+        placed = NamedSharding(placed.mesh, PartitionSpec())
+    draft, adapter = load_adapter(path, params.config, params.dtype.name, exit_layer, placed)
     return params.replace(draft=draft, adapter=_placed(params.target, adapter, params.kernels == "native"))
 
 

@@ -13,7 +13,7 @@ import kangaroo_jax
 from kangaroo_jax.kernels import packs
 from kangaroo_jax.model import AdapterConfig, KangarooConfig, init_adapter
 from kangaroo_jax.params import with_adapter
-from kangaroo_jax.store import read_config, save_adapter
+from kangaroo_jax.store import read_config, save_adapter, target_sharding
 
 
 def load(model: Path, directory: Path, adapter: AdapterConfig) -> kangaroo_jax.Params:
@@ -72,3 +72,14 @@ def test_a_draft_vocabulary_is_gathered_when_a_model_is_loaded(tiny_model: Path,
                 assert out.token_ids == plain.token_ids
                 outs[kernels] = out.token_ids
     assert outs["auto"] == outs["xla"]
+
+
+def test_another_adapter_goes_to_the_devices_of_the_target(tiny_model: Path, tmp_path: Path) -> None:
+    config = read_config(tiny_model)
+    adapter = AdapterConfig("linear", draft_vocabulary=9)
+    params = init_adapter(config, jax.random.key(6), adapter) | {"draft_vocabulary": {"ids": np.arange(9)}}
+    save_adapter(tmp_path / "adapter", config, KangarooConfig(1, adapter=adapter), params, {})
+    mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = kangaroo_jax.load(tiny_model, sharding=target_sharding(mesh, config))
+    found = with_adapter(spread, tmp_path / "adapter").adapter
+    assert {leaf.sharding.mesh for leaf in jax.tree.leaves(found)} == {mesh}

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -225,6 +226,7 @@ def test_the_pieces_say_who_wrote_them(tiny: kangaroo_jax.Params, rounds: int, s
     characters = [(each, drafted) for piece in pieces for text, drafted in piece.spans for each in text]
     assert characters == [(each, drafted) for text, drafted in out.spans() for each in text]
     assert any(drafted for _, drafted in out.spans()) or stop == (3, 5)
+    assert [piece.spans for piece in pickle.loads(pickle.dumps(pieces))] == [piece.spans for piece in pieces]
 
 
 def test_a_stream_takes_the_options_of_generate(tiny: kangaroo_jax.Params, plain: Generation) -> None:

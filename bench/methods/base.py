@@ -104,7 +104,10 @@ class Method:
 def count_parameters(tree: Any) -> int:
     """Return how many numbers a tree of weights holds; ``jax.ShapeDtypeStruct`` leaves count like arrays.
 
-    Packed matrices count without their padding.
+    Packed matrices count without their padding. Of an adapter with a draft vocabulary neither its ids nor the columns
+    of the target's head for them count.
     """
+    if "draft_vocabulary" in tree:
+        tree = {name: part for name, part in tree.items() if name not in ("lm_head", "draft_vocabulary")}
     leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Packed))
     return sum(int(np.prod(leaf.shape)) for leaf in leaves)

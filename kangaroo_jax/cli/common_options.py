@@ -69,7 +69,7 @@ def load(args: argparse.Namespace) -> kangaroo_jax.Params:
 
 
 def add_prompts(parser: argparse.ArgumentParser, when: str = "") -> None:
-    """Add ``--prompts`` and ``--raw``; ``prompts`` reads them.
+    """Add ``--prompts`` and ``--raw``; ``read`` and then ``prompts`` read them.
 
     Args:
         parser: the command's.
@@ -85,17 +85,23 @@ def add_prompts(parser: argparse.ArgumentParser, when: str = "") -> None:
     add("--raw", action="store_true", help="go on with a prompt as it is, where a chat model would answer it")
 
 
+def read(args: argparse.Namespace) -> None:
+    """Read the file of ``--prompts``: before a model is loaded, and once, since it may be a pipe.
+
+    Raises:
+        ValueError: if it is missing or wrong.
+    """
+    args.rows = args.prompts and read_prompts(args.prompts)
+
+
 def prompts(params: kangaroo_jax.Params, args: argparse.Namespace, texts: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return names and prompts: of these texts, else of ``--prompts``, else the built-in ones.
 
     A chat model is asked them, each as a user's message in its chat template, unless ``--raw`` is given.
-
-    Raises:
-        ValueError: if the file of ``--prompts`` is missing or wrong.
     """
-    if not texts and args.prompts is None and not args.raw:
+    if not texts and args.rows is None and not args.raw:
         return built_in(params)
-    rows = [{"name": beginning(text), "prompt": text} for text in texts] or read_prompts(args.prompts)
+    rows = [{"name": beginning(text), "prompt": text} for text in texts] or args.rows or read_prompts()
     return rows if args.raw else [{**row, "prompt": asked(params, row["prompt"])} for row in rows]
 
 

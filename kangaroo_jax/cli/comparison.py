@@ -13,7 +13,7 @@ from kangaroo_jax.cli import common_options as options
 from kangaroo_jax.cli import terminal
 from kangaroo_jax.kernels import describe
 from kangaroo_jax.progress import progress
-from kangaroo_jax.proof import Pair, built_in, compare, read_prompts, summarise
+from kangaroo_jax.proof import Pair, built_in, compare, summarise
 
 _WHOLE = 512
 """Token budget of answers that are shown whole."""
@@ -44,8 +44,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("both a prompt and --prompts; pass one of them")
     if args.repeats < 1:
         raise ValueError(f"repeats is {args.repeats}; it must be at least 1")
-    if args.prompts:
-        read_prompts(args.prompts)
+    options.read(args)
 
 
 def run(params: kangaroo_jax.Params, args: argparse.Namespace) -> int:

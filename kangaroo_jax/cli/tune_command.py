@@ -26,7 +26,6 @@ from pathlib import Path
 import kangaroo_jax
 from kangaroo_jax.cli import common_options as options
 from kangaroo_jax.progress import progress
-from kangaroo_jax.proof import read_prompts
 from kangaroo_jax.store import check_writable, find_adapter, resolve
 from kangaroo_jax.tuning import steps
 
@@ -67,8 +66,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: on bad input.
     """
-    if args.prompts:
-        read_prompts(args.prompts)
+    options.read(args)
     adapters = _adapters(args)
     _check_save(args.save, adapters)  # Before minutes are spent.
     params = options.load(args)

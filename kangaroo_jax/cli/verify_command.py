@@ -20,7 +20,7 @@ import json
 
 from kangaroo_jax.cli import common_options as options
 from kangaroo_jax.progress import progress
-from kangaroo_jax.proof import read_prompts, verify_lossless
+from kangaroo_jax.proof import verify_lossless
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,8 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.prompt and args.prompts:
         raise ValueError("both prompts and --prompts; pass one of them")
-    if args.prompts:
-        read_prompts(args.prompts)  # What is wrong with the file is said before a model is loaded.
+    options.read(args)
     params = options.load(args)
     rows = options.prompts(params, args, args.prompt)
     prompts, names = [row["prompt"] for row in rows], [row["name"] for row in rows]

@@ -153,6 +153,10 @@ class Piece(str):
         piece.spans = spans
         return piece
 
+    def __getnewargs__(self) -> tuple[Spans]:  # type: ignore[override]
+        """Return what copies are made of; of a plain string that is its text."""
+        return (self.spans,)
+
 
 @dataclasses.dataclass(frozen=True)
 class Generation:

@@ -176,15 +176,21 @@ class Run:
     def piece(self, text: str) -> Piece:
         """Return the text that the first sequence gained last, with its origins."""
         stats, reader = self.state.stats, self.readers[0]
-        counters = (stats.rounds[0], stats.accept_lengths[0], stats.accepted_drafts[0])
-        rounds, committed, accepted = jax.device_get(counters)
-        before, after = len(reader.text) - len(text), len(reader.text)
-        texts, at = [], 0
-        for added in reader.token_texts:  # They also hold what may become a stop string.
-            texts.append(added[max(before - at, 0) : max(after - at, 0)])
-            at += len(added)
-        found = origins(committed[:rounds].tolist(), accepted[:rounds].tolist())
-        return Piece(spans(texts, found[: len(texts)]))
+        # Indexed here: JAX would compile that, for each number of slots.
+        counters = jax.device_get((stats.rounds, stats.accept_lengths, stats.accepted_drafts))
+        rounds, committed, accepted = (counter[0] for counter in counters)
+        found = origins(committed[:rounds].tolist(), accepted[:rounds].tolist())[: reader.count]
+        gained: list[tuple[str, bool]] = []
+        left = len(text)
+        held = sum(map(len, reader.token_texts)) - len(reader.text)  # What may become a stop string.
+        for added, drafted in zip(reversed(reader.token_texts), reversed(found), strict=True):
+            if not left:
+                break
+            end = max(len(added) - held, 0)
+            begin = max(end - left, 0)
+            gained.append((added[begin:end], drafted))
+            left, held = left - (end - begin), held - (len(added) - end)
+        return Piece(spans(*zip(*reversed(gained), strict=True)))
 
     def committed(self) -> list[int]:
         """Return prompt and new tokens of the first sequence as the device has them."""

@@ -80,7 +80,7 @@ def take_columns(kernel: Float[Array, "I O"] | Packed, columns: Int[Array, " N"]
     if not isinstance(kernel, Packed):
         return kernel[:, columns]
     assert not kernel.pairs
-    taken = jnp.moveaxis(kernel.blocks, 2, 1)[columns // BLOCK, columns % BLOCK]  # [N, I], or [N, I / 2, 2].
+    taken = kernel.blocks[columns // BLOCK, :, columns % BLOCK]  # [N, I], or [N, I / 2, 2].
     return taken.reshape(len(columns), -1)[:, : kernel.depth].T
 
 

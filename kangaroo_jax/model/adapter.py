@@ -22,8 +22,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kangaroo_jax.kernels import packs, take_columns
 from kangaroo_jax.model.cache import KVCache
@@ -108,7 +109,13 @@ def with_draft_head(target: dict[str, Any], adapter: dict[str, Any]) -> dict[str
     """
     if "draft_vocabulary" not in adapter:
         return adapter
-    return {**adapter, "lm_head": {"kernel": take_columns(head_kernel(target), adapter["draft_vocabulary"]["ids"])}}
+    return {**adapter, "lm_head": {"kernel": _columns(target, adapter["draft_vocabulary"]["ids"])}}
+
+
+@jax.jit
+def _columns(target: dict[str, Any], ids: Int[Array, " N"]) -> Float[Array, "D N"]:
+    """Return columns of the target's head; compiled, since step by step a tied one would be transposed as a whole."""
+    return take_columns(head_kernel(target), ids)
 
 
 def adapter_layers(config: LlamaConfig, adapter: AdapterConfig) -> LlamaConfig:

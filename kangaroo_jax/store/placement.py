@@ -29,7 +29,7 @@ def target_sharding(
 
     Norms, and weights whose size the devices of the axis do not divide, are copied to every device; so is everything
     over the other axes of the mesh. What is fused is split between its groups only: a device has whole heads, with the
-    queries of each, and gates with their ups.
+    queries of each, and gates with their ups. Of an adapter with other heads or another width it is copied.
 
     Args:
         mesh: the devices; its axes are of type ``Auto``.
@@ -44,7 +44,8 @@ def target_sharding(
 
     def rule(path: str, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         split, fused = _SPLIT_AXIS.get("/".join(path.split("/")[-2:])), fused_at(config, path)
-        if split is None or (fused.groups if fused else leaf.shape[split]) % mesh.shape[axis]:
+        other = split is not None and fused and leaf.shape[split] != fused.groups * sum(fused.widths)
+        if split is None or other or (fused.groups if fused else leaf.shape[split]) % mesh.shape[axis]:
             return NamedSharding(mesh, PartitionSpec())
         return NamedSharding(mesh, PartitionSpec(*[None] * split, axis))
 

@@ -123,7 +123,11 @@ def test_the_published_tree() -> None:
 def test_parameters_of_the_published_sizes() -> None:
     """Kangaroo's paper: 67M against Medusa-1's 591M on a 7B model."""
     config = SHAPES["vicuna-7b"]
-    assert methods.count_parameters(abstract_adapter(config)) == 67_117_056
+    adapter = abstract_adapter(config)
+    assert methods.count_parameters(adapter) == 67_117_056
+    ids, columns = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((8,), (4096, 8)))
+    fewer = {**adapter, "draft_vocabulary": {"ids": ids}, "lm_head": {"kernel": columns}}
+    assert methods.count_parameters(fewer) == 67_117_056
     assert methods.count_parameters(abstract_medusa(config, 4)) == 591_413_248 == 4 * (4096**2 + 4096 + 4096 * 32000)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,15 @@ def test_json_of_a_file_of_prompts(run: Any, tmp_path: Path) -> None:
     assert (fields["identical"], fields["lossless"], fields["tokens"], fields["tie_rate"]) == (True, True, 40, 0)
     assert [row["name"] for row in fields["rows"]] == ["prompt 1", "second"]
     assert fields["dtype"] == "float32"
+
+
+def test_prompts_may_come_through_a_pipe(run: Any, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=('{"prompt": "def f"}\n',), daemon=True)
+    writer.start()
+    status, out, err = run("--prompts", str(pipe), "--json")
+    assert (status, err) == (0, "") and len(json.loads(out)["rows"]) == 1
 
 
 def test_the_dtype_is_that_of_the_option(run: Any) -> None:

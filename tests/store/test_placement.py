@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from kangaroo_jax.model import LlamaConfig, abstract_params
+from kangaroo_jax.model import AdapterConfig, LlamaConfig, abstract_adapter, abstract_params
 from kangaroo_jax.store.placement import target_sharding
 
 MESH = AbstractMesh((2, 4), ("data", "model"))
@@ -17,9 +17,12 @@ CONFIG = LlamaConfig(32, 16, 28, 1, 8, 4, 4, model_type="qwen2")
 COLUMNS, ROWS, WHOLE = PartitionSpec(None, "model"), PartitionSpec("model"), PartitionSpec()
 
 
-def specs(config: LlamaConfig, mesh: AbstractMesh = MESH) -> dict[str, PartitionSpec]:
+def specs(
+    config: LlamaConfig, mesh: AbstractMesh = MESH, adapter: AdapterConfig | None = None
+) -> dict[str, PartitionSpec]:
     rule = target_sharding(mesh, config)
-    found = jax.tree_util.tree_leaves_with_path(abstract_params(config))
+    tree = {"adapter": abstract_adapter(config, adapter)} if adapter else abstract_params(config)
+    found = jax.tree_util.tree_leaves_with_path(tree)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
     return {path: rule(path, leaf).spec for path, leaf in named.items()}
 
@@ -52,6 +55,22 @@ def test_heads_are_split_between_groups_only() -> None:
     assert few["layers_0/self_attn/qkv_proj/kernel"] == few["layers_0/self_attn/qkv_proj/bias"] == WHOLE
     two = specs(dataclasses.replace(CONFIG, num_key_value_heads=2), AbstractMesh((2, 2), ("data", "model")))
     assert two["layers_0/self_attn/qkv_proj/kernel"] == COLUMNS
+
+
+def test_an_adapter_of_another_width_is_copied() -> None:
+    """Its groups are not the target's: 8 heads with one key/value head, 6 gates with their ups."""
+    own = AdapterConfig("with-mlp", num_key_value_heads=1, intermediate_size=6)
+    assert specs(CONFIG, adapter=own) == {
+        "adapter/input_layernorm/scale": WHOLE,
+        "adapter/mlp/down_proj/kernel": WHOLE,
+        "adapter/mlp/gate_up_proj/kernel": WHOLE,
+        "adapter/norm/scale": WHOLE,
+        "adapter/post_attention_layernorm/scale": WHOLE,
+        "adapter/self_attn/o_proj/kernel": ROWS,
+        "adapter/self_attn/qkv_proj/kernel": WHOLE,
+    }
+    like = specs(CONFIG, adapter=AdapterConfig("with-mlp"))
+    assert like["adapter/self_attn/qkv_proj/kernel"] == like["adapter/mlp/gate_up_proj/kernel"] == COLUMNS
 
 
 def test_another_axis_can_be_named_if_the_mesh_has_it() -> None:
