@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from kangaroo_jax.files import first_line
 from kangaroo_jax.model import head_kernel
@@ -98,7 +99,7 @@ def _frozen(run: Run) -> tuple[Data, Any, Any]:
 
 
 def _write(run: Run, name: str, step: int, params: Any, origin: Mapping[str, Any]) -> None:
-    """Write one adapter, and say what it is worth."""
+    """Write one adapter, in the dtype that it drafts in, and say what it is worth."""
     draft, several = run.drafts[name], len(run.drafts) > 1
     figures = figures_of(name, figures_at(run.workspace / LOG, step), several)
     own = {"exit_layer": draft.exit_layer, "adapter": draft.adapter.kind}
@@ -113,7 +114,9 @@ def _write(run: Run, name: str, step: int, params: Any, origin: Mapping[str, Any
         **origin,
     }
     out = run.out / name if several else run.out
-    save_adapter(out, run.config, draft, run.whole(params), record)
+    dtype = run.target["norm"]["scale"].dtype
+    rounded = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
+    save_adapter(out, run.config, draft, run.whole(rounded), record)
     shown = ("held_out_loss", "held_out_acceptance", MEASURE)
     text = ", ".join(f"{key} {figures[key]:.4f}" for key in shown if key in figures)
     print(f"adapter of step {step} written to {out}: {text}")
