@@ -190,7 +190,7 @@ def check_kind(draft: KangarooConfig, where: str) -> None:
         heads = draft.adapter.num_key_value_heads
         what = f"with {heads} key/value heads" if heads else f"of kind {draft.adapter.kind!r}"
         raise ValueError(
-            f"{where} is of an adapter {what}; the authors' form holds 'kangaroo' with the target's heads alone: "
+            f"{where} is of an adapter {what}; the authors' form holds 'kangaroo' alone, with its target's heads: "
             f"give it in the form of {ADAPTER_CONFIG}"
         )
 
