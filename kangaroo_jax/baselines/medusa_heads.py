@@ -102,9 +102,9 @@ def init_medusa(
     return params
 
 
-def abstract_medusa(config: LlamaConfig, heads: int) -> dict[str, Any]:
+def abstract_medusa(config: LlamaConfig, heads: int, tokens: np.ndarray | None = None) -> dict[str, Any]:
     """Return the heads' tree with ``jax.ShapeDtypeStruct`` leaves; nothing is allocated."""
-    return jax.eval_shape(lambda: init_medusa(config, heads))
+    return jax.eval_shape(lambda: init_medusa(config, heads, tokens=tokens))
 
 
 def save_medusa(
@@ -175,8 +175,7 @@ def load_medusa(directory: Path, config: LlamaConfig, dtype: Any = None) -> Para
             raise ValueError(f"{directory / MEDUSA_CONFIG} has no usable tokens: {tokens!r:.60}; {_AGAIN}")
         tokens = np.array(tokens, np.int32)
     tensors = stored_tensors(directory / MEDUSA_WEIGHTS) if (directory / MEDUSA_WEIGHTS).is_file() else []
-    tree = jax.eval_shape(lambda: init_medusa(config, heads, tokens=tokens))
-    wanted = {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}
+    wanted = {path: tuple(leaf.shape) for path, leaf in flatten(abstract_medusa(config, heads, tokens)).items()}
     check_shapes(wanted, [(tensor.name, tensor.shape) for tensor in tensors], fix=_AGAIN)
     kind = as_dtype(dtype) or default_dtype()
     read: dict[str, jax.Array] = {

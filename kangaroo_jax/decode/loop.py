@@ -10,7 +10,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from kangaroo_jax.decode.drafter import DecodeSpec, Verified
 from kangaroo_jax.decode.sampling import TARGET, choose, most_likely
@@ -29,10 +29,7 @@ def speculative_round(spec: DecodeSpec, weights: Weights, state: DecodeState, co
     scores, hidden, caches = verify(spec, weights, state, drafted)
     tokens = jnp.pad(drafted.tokens, ((0, 0), (1, spec.rows - 1 - drafted.tokens.shape[1])))
     tokens = tokens.at[:, 0].set(newest(state)[0][:, 0])
-    if packs(weights["target"]):
-        target = highest(scores, drafted.count + 1 if tree is None else tree.count)  # Of no other row is it looked at.
-    else:
-        target = most_likely(scores)
+    target = _first_choices(weights, scores, drafted.count + 1 if tree is None else tree.count)
     path = jnp.broadcast_to(jnp.arange(spec.gamma + 1), (len(root), spec.gamma + 1))
     if tree is not None:
         assert not spec.sample, "trees are verified greedily"
@@ -61,17 +58,24 @@ def plain_round(spec: DecodeSpec, weights: Weights, state: DecodeState, controls
     token, position = newest(state)
     context = line(position, state.slots, (state.finish == RUNNING).astype(jnp.int32))
     x, caches = run_layers(config, target, embed(target, token), context, state.caches, 0, config.num_hidden_layers)
-    scores = logits(config, target, x, context.count)[:, 0]
-    key = (state.seed, state.length, TARGET)
-    if not spec.sample and packs(target):
-        chosen = highest(scores[:, None])[:, 0]
+    scores = logits(config, target, x, context.count)
+    if spec.sample:
+        key = (state.seed, state.length, TARGET)
+        chosen, _ = choose(spec.sampling(controls), scores[:, 0], key, spec.truncate)
     else:
-        chosen, _ = choose(spec.sampling(controls), scores, key, spec.truncate)
+        chosen = _first_choices(weights, scores)[:, 0]
     state = state.replace(caches=caches)
     state, committed = commit(state, chosen[:, None], jnp.ones_like(state.length), controls.eos_token_id)
     nothing = jnp.zeros_like(committed)
     unsure = jnp.zeros((len(nothing), spec.rows))
     return state.replace(stats=record_round(state.stats, committed, nothing, nothing, unsure))
+
+
+def _first_choices(
+    weights: Weights, scores: Float[Array, "B R V"], count: Int[Array, " B"] | None = None
+) -> Int[Array, "B R"]:
+    """Return the most likely token of each row, found by what multiplies; rows from ``count`` on are not looked at."""
+    return highest(scores, count) if packs(weights["target"]) else most_likely(scores)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)

@@ -52,6 +52,19 @@ def first_confidences(lab: Any, adapter: AdapterConfig, text: list[int]) -> np.n
     return np.asarray(one_pass(lab.weights, np.array([text], np.int32)))
 
 
+def check_run(lab: Any, adapter: AdapterConfig, prompts: Any) -> list[np.ndarray]:
+    """Ids are plain decoding's, and first confidences of rounds the adapter's; return these after every token."""
+    found = []
+    for prompt, outcome in zip(prompts, lab.run(GAMMA, prompts), strict=True):
+        assert outcome.ids == lab.reference(prompt)
+        expected = first_confidences(lab, adapter, [*prompt, *outcome.ids])
+        # A round starts from the newest committed token.
+        starts = [len(prompt) + done for done in (0, *itertools.accumulate(outcome.accept_lengths[:-1]))]
+        np.testing.assert_allclose([sure[0] for sure in outcome.confidence], expected[starts], rtol=1e-3)
+        found.append(expected)
+    return found
+
+
 @pytest.mark.parametrize(
     ("adapter", "tied"),
     [
@@ -66,13 +79,7 @@ def first_confidences(lab: Any, adapter: AdapterConfig, text: list[int]) -> np.n
 )
 def test_each_kind_is_lossless_and_drafts_what_it_is(lab: Any, adapter: AdapterConfig, tied: bool) -> None:
     own = lab_of(lab, adapter, tie_word_embeddings=tied)
-    prompts = own.prompts[:2]
-    for prompt, outcome in zip(prompts, own.run(GAMMA, prompts), strict=True):
-        assert outcome.ids == own.reference(prompt)
-        expected = first_confidences(own, adapter, [*prompt, *outcome.ids])
-        # A round starts from the newest committed token.
-        starts = [len(prompt) + done for done in (0, *itertools.accumulate(outcome.accept_lengths[:-1]))]
-        np.testing.assert_allclose([sure[0] for sure in outcome.confidence], expected[starts], rtol=1e-3)
+    for expected in check_run(own, adapter, own.prompts[:2]):
         assert len({round(float(value), 3) for value in expected}) > 10
 
 
@@ -91,11 +98,7 @@ def test_a_draft_vocabulary_drafts_the_likeliest_of_its_tokens_losslessly(lab: A
     own.weights["adapter"] = with_draft_head(own.weights["target"], named)
     assert "lm_head" not in named
     prompts = own.prompts[:2]
-    for prompt, outcome in zip(prompts, own.run(GAMMA, prompts), strict=True):
-        assert outcome.ids == own.reference(prompt)
-        expected = first_confidences(own, adapter, [*prompt, *outcome.ids])
-        starts = [len(prompt) + done for done in (0, *itertools.accumulate(outcome.accept_lengths[:-1]))]
-        np.testing.assert_allclose([sure[0] for sure in outcome.confidence], expected[starts], rtol=1e-3)
+    check_run(own, adapter, prompts)
     state = own.prefill(GAMMA, prompts, 9, (-1,))
     spec, controls = own.spec(GAMMA), own.controls(0.0)
     drafted = jax.jit(lambda *arrays: spec.drafter.draft(spec, *arrays))(own.weights, state, controls).tokens
