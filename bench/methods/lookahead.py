@@ -106,12 +106,13 @@ class Lookahead(dec.Drafter):
         tree = layout.tree(rows, candidate)
         return dec.token_draft(spec, weights, state, tokens[:, 1:], candidate.sum(1), memory, tree)
 
-    def learn(self, spec: dec.DecodeSpec, weights: dec.Weights, memory: Memory, verified: dec.Verified) -> Memory:
+    def learn(self, spec: dec.DecodeSpec, weights: dec.Weights, draft: dec.Draft, verified: dec.Verified) -> Memory:
         """Read n-grams off the window, drop its oldest level, and append the one just computed.
 
         However many tokens are accepted, the window moves on by one position, as in the authors' code by default
         (ALWAYS_FWD_ONE).
         """
+        memory: Memory = draft.drafter
         start = memory.filled * (self.layout.widest - memory.filled)
         newest_level = start[:, None] + jnp.arange(self.layout.widest)[None]
         computed = jnp.take_along_axis(verified.target, newest_level, axis=1)

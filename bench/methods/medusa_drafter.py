@@ -64,7 +64,7 @@ class Medusa(dec.Drafter):
         return last
 
     def learn(
-        self, spec: dec.DecodeSpec, weights: dec.Weights, memory: Array, verified: dec.Verified
+        self, spec: dec.DecodeSpec, weights: dec.Weights, draft: dec.Draft, verified: dec.Verified
     ) -> Float[Array, "B 1 D"]:
         """Remember the state at the last accepted token."""
         row = jnp.take_along_axis(verified.path, verified.accepted[:, None], axis=1)

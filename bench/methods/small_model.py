@@ -77,8 +77,7 @@ class SmallModel(dec.Drafter):
         def step(tokens: Array, positions: Array, caches: Caches) -> tuple[Array, Array, Caches]:
             x, caches = self._run(small, tokens, positions, caches)
             scores = logits(self.config, small, x[:, -1])
-            sure = 1.0 / jnp.exp(scores - scores.max(-1, keepdims=True)).sum(-1)
-            return dec.most_likely(scores), sure, caches
+            return *dec.surest(weights, scores), caches
 
         def keep_drafting(carry: _Carry) -> Array:
             return carry.active.any() & (carry.step < spec.gamma)

@@ -3,6 +3,7 @@
 from kangaroo_jax.decode.accept import accept_greedy, accept_sampled
 from kangaroo_jax.decode.drafter import PLAIN, DecodeSpec, Drafter, Piece, Verified, token_draft
 from kangaroo_jax.decode.kangaroo import Kangaroo
+from kangaroo_jax.decode.likely import surest
 from kangaroo_jax.decode.loop import decode, plain_round, speculative_round
 from kangaroo_jax.decode.prefill import allocate, bucket, cache_slots, prefill, prefill_chunk
 from kangaroo_jax.decode.sampling import NATIVE, Cut, Sampling, cut, log_probabilities, most_likely
@@ -59,6 +60,7 @@ __all__ = [
     "prefill",
     "prefill_chunk",
     "speculative_round",
+    "surest",
     "token_draft",
     "tree_of",
     "verify",

@@ -144,9 +144,9 @@ class Drafter:
         """Return what is to be verified."""
         raise NotImplementedError
 
-    def learn(self, spec: DecodeSpec, weights: Weights, memory: Any, verified: Verified) -> Any:
-        """Return what it remembers after a verification."""
-        return memory
+    def learn(self, spec: DecodeSpec, weights: Weights, draft: Draft, verified: Verified) -> Any:
+        """Return what it remembers after the verification of a draft; ``draft.drafter`` is what it remembered."""
+        return draft.drafter
 
 
 PLAIN = Drafter()

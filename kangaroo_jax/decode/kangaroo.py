@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from kangaroo_jax.decode.drafter import DecodeSpec, Drafter, Piece
+from kangaroo_jax.decode.drafter import DecodeSpec, Drafter, Piece, Verified
+from kangaroo_jax.decode.likely import surest
 from kangaroo_jax.decode.sampling import DRAFT, choose, no_cuts
 from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Draft, Weights, newest
 from kangaroo_jax.model import (
@@ -79,8 +80,8 @@ class Kangaroo(Drafter):
         While some sequence goes on, the others run along and their results are not counted.
 
         Returns:
-            The draft. Afterwards shallow and adapter caches cover every position a round can commit, also when all
-            drafts are accepted: the adapter has seen the last drafted token too.
+            The draft. Afterwards the shallow caches cover every position a round can commit, and the adapter's all but
+            the last drafted token, which only ``learn`` shows it.
         """
         token, position = newest(state)
 
@@ -92,8 +93,7 @@ class Kangaroo(Drafter):
             hidden = jax.lax.dynamic_slice_in_dim(now.hidden, step, 1, axis=1)
             logits, memory = self.propose(spec, weights, hidden, position + step, now.drafter)
             key = (state.seed, state.length, DRAFT + step)
-            drafted, drawn = self._choose(spec, weights, controls, logits, key)
-            confidence = 1.0 / jnp.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
+            drafted, confidence, drawn = self._choose(spec, weights, controls, logits, key)
             after = position + step + 1
             hidden, caches = self._shallow(spec, weights, drafted[:, None], after, now.caches, carry.active)
             return _Carry(
@@ -116,8 +116,20 @@ class Kangaroo(Drafter):
         first, caches = self._shallow(spec, weights, token, position, shared, running)
         start = _nothing_drafted(spec, first, caches, state.drafter)
         carry = _Carry(jnp.zeros((), jnp.int32), running, start)
-        done = jax.lax.while_loop(keep_drafting, draft_one, carry).draft
-        return done.replace(drafter=self._close_hole(spec, weights, done, position))
+        return jax.lax.while_loop(keep_drafting, draft_one, carry).draft
+
+    def learn(self, spec: DecodeSpec, weights: Weights, draft: Draft, verified: Verified) -> KVCache | None:
+        """Write the adapter's keys and values of the last drafted token, which drafting itself never feeds to it.
+
+        They are needed where all drafts are accepted, and the native kernels do it there alone. Only the cache is used,
+        so XLA drops all but the projection of one row.
+        """
+        if draft.drafter is None:
+            return None
+        last = jnp.take_along_axis(draft.hidden, draft.count[:, None, None], axis=1)
+        position = (verified.length - 1 + draft.count)[:, None]
+        all_accepted = (verified.accepted == draft.count) & (draft.count > 0)
+        return self._adapt(spec, weights, last, position, draft.drafter, all_accepted.astype(jnp.int32))[1]
 
     def propose(
         self,
@@ -142,17 +154,19 @@ class Kangaroo(Drafter):
         controls: Controls,
         logits: Float[Array, "B N"],
         key: tuple[Array, Array, Array],
-    ) -> tuple[Int[Array, " B"], Any]:
-        """Return ``choose``'s token and what it was drawn with, over the whole vocabulary.
+    ) -> tuple[Int[Array, " B"], Float[Array, " B"], Any]:
+        """Return ``choose``'s token, the confidence, and what it was drawn with, over the whole vocabulary.
 
         What cannot be drafted has the logit ``-inf`` there: probability 0, so that a rejection draws from p as it is.
         """
-        ids = self.vocabulary(weights)
-        if ids is not None and spec.sample:
+        ids, (likeliest, confidence) = self.vocabulary(weights), surest(weights, logits)
+        if not spec.sample:
+            return likeliest if ids is None else ids[likeliest], confidence, None
+        if ids is not None:
             whole = jnp.full((len(logits), spec.config.vocab_size), -jnp.inf, logits.dtype)
-            logits, ids = whole.at[:, ids].set(logits, unique_indices=True, indices_are_sorted=True), None
-        drafted, drawn = choose(spec.sampling(controls), logits, key, spec.truncate)
-        return drafted if ids is None else ids[drafted], drawn
+            logits = whole.at[:, ids].set(logits, unique_indices=True, indices_are_sorted=True)
+        drafted, drawn = choose(controls.sampling, logits, key, spec.truncate)
+        return drafted, confidence, drawn
 
     def _shallow(
         self,
@@ -176,22 +190,11 @@ class Kangaroo(Drafter):
         hidden: Float[Array, "B T D"],
         positions: Int[Array, "B T"],
         memory: KVCache | None,
+        count: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Run the adapter on states of the exit layer."""
-        context = line(positions, None if memory is None else memory.slots)
+        context = line(positions, None if memory is None else memory.slots, count)
         return run_adapter(spec.config, weights["adapter"], hidden, context, memory, self.adapter)
-
-    def _close_hole(
-        self, spec: DecodeSpec, weights: Weights, draft: Draft, position: Int[Array, "B 1"]
-    ) -> KVCache | None:
-        """Write the adapter's keys and values of the last drafted token, which drafting itself never feeds to it.
-
-        Only the cache is used, so XLA drops all but the projection of one row; the native kernels run the adapter.
-        """
-        if draft.drafter is None:
-            return None
-        last = jnp.take_along_axis(draft.hidden, draft.count[:, None, None], axis=1)
-        return self._adapt(spec, weights, last, position + draft.count[:, None], draft.drafter)[1]
 
 
 def _nothing_drafted(

@@ -10,15 +10,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from kangaroo_jax.decode.drafter import DecodeSpec, Verified
-from kangaroo_jax.decode.sampling import TARGET, choose, most_likely
+from kangaroo_jax.decode.likely import first_choices
+from kangaroo_jax.decode.sampling import TARGET, choose
 from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Weights, commit, newest
 from kangaroo_jax.decode.stats import record_round
 from kangaroo_jax.decode.tree import accept_tree
 from kangaroo_jax.decode.verify import verify
-from kangaroo_jax.kernels import highest, packs
 from kangaroo_jax.model import embed, keep_path, line, logits, run_layers
 
 
@@ -29,7 +29,7 @@ def speculative_round(spec: DecodeSpec, weights: Weights, state: DecodeState, co
     scores, hidden, caches = verify(spec, weights, state, drafted)
     tokens = jnp.pad(drafted.tokens, ((0, 0), (1, spec.rows - 1 - drafted.tokens.shape[1])))
     tokens = tokens.at[:, 0].set(newest(state)[0][:, 0])
-    target = _first_choices(weights, scores, drafted.count + 1 if tree is None else tree.count)
+    target = first_choices(weights, scores, drafted.count + 1 if tree is None else tree.count)
     path = jnp.broadcast_to(jnp.arange(spec.gamma + 1), (len(root), spec.gamma + 1))
     if tree is not None:
         assert not spec.sample, "trees are verified greedily"
@@ -47,7 +47,7 @@ def speculative_round(spec: DecodeSpec, weights: Weights, state: DecodeState, co
         block = target
         accepted = spec.drafter.agree(drafted.tokens, drafted.count, block)
     found = Verified(tokens, hidden, target, path, accepted, state.length)
-    state = state.replace(caches=caches, drafter=spec.drafter.learn(spec, weights, drafted.drafter, found))
+    state = state.replace(caches=caches, drafter=spec.drafter.learn(spec, weights, drafted, found))
     state, committed = commit(state, block, accepted + 1, controls.eos_token_id)
     return state.replace(stats=record_round(state.stats, committed, drafted.count, accepted, drafted.confidence))
 
@@ -63,19 +63,12 @@ def plain_round(spec: DecodeSpec, weights: Weights, state: DecodeState, controls
         key = (state.seed, state.length, TARGET)
         chosen, _ = choose(spec.sampling(controls), scores[:, 0], key, spec.truncate)
     else:
-        chosen = _first_choices(weights, scores)[:, 0]
+        chosen = first_choices(weights, scores)[:, 0]
     state = state.replace(caches=caches)
     state, committed = commit(state, chosen[:, None], jnp.ones_like(state.length), controls.eos_token_id)
     nothing = jnp.zeros_like(committed)
     unsure = jnp.zeros((len(nothing), spec.rows))
     return state.replace(stats=record_round(state.stats, committed, nothing, nothing, unsure))
-
-
-def _first_choices(
-    weights: Weights, scores: Float[Array, "B R V"], count: Int[Array, " B"] | None = None
-) -> Int[Array, "B R"]:
-    """Return the most likely token of each row, found by what multiplies; rows from ``count`` on are not looked at."""
-    return highest(scores, count) if packs(weights["target"]) else most_likely(scores)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)

@@ -76,7 +76,8 @@ class Draft(struct.PyTreeNode):
         hidden: ``hidden_states[l]`` of the newest committed token and of every drafted one, ``[B, R, D]``; R is
             ``DecodeSpec.rows``, rows beyond ``count`` are zeros or stale.
         caches: the shallow layers' caches, written at all those positions.
-        drafter: what the drafter remembers; Kangaroo's adapter cache is written at all those positions, too.
+        drafter: what the drafter remembers; Kangaroo's adapter cache is written at all those positions
+            but the last drafted one.
         tree: how the rows hang together; None is a line, each row after the one before it.
     """
 

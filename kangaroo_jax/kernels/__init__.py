@@ -6,7 +6,7 @@ Optional: without the compiled library, or on another platform, everything runs 
 
 from __future__ import annotations
 
-from kangaroo_jax.kernels.calls import highest, layers, product, search
+from kangaroo_jax.kernels.calls import highest, layers, product, search, surest
 from kangaroo_jax.kernels.library import CHOICES, describe, instruction_set, use_native, why_not
 from kangaroo_jax.kernels.packed import (
     Packed,
@@ -33,6 +33,7 @@ __all__ = [
     "packs",
     "product",
     "search",
+    "surest",
     "take_columns",
     "unpack",
     "use_native",

@@ -156,9 +156,22 @@ def highest(x: Float[Array, "B T N"], count: Int[Array, " B"] | None = None) -> 
         x: float32.
         count: as for ``product``; the places of other rows are 0.
     """
+    return _highest(x, count, jnp.int32)[0]
+
+
+def surest(x: Float[Array, "B T N"]) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
+    """Return ``highest``, and the softmax of each row there.
+
+    Args:
+        x: float32.
+    """
+    return _highest(x, None, jnp.int32, jnp.float32)
+
+
+def _highest(x: Float[Array, "B T N"], count: Int[Array, " B"] | None, *results: Any) -> Any:
     ready()
-    call = jax.ffi.ffi_call("kangaroo_highest", jax.ShapeDtypeStruct(x.shape[:2], jnp.int32))
-    return call(x, _counts(count, x))
+    shapes = [jax.ShapeDtypeStruct(x.shape[:2], dtype) for dtype in results]
+    return jax.ffi.ffi_call("kangaroo_highest", shapes)(x, _counts(count, x))
 
 
 def search(

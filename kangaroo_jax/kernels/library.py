@@ -17,7 +17,7 @@ ISAS = ("AVX-512 BF16", "AVX-512", "AVX2", "portable")
 _FUNCTIONS = {
     "kangaroo_product": "KangarooProduct",
     "kangaroo_layers": "KangarooLayers2",
-    "kangaroo_highest": "KangarooHighest",
+    "kangaroo_highest": "KangarooHighest2",
     "kangaroo_search": "KangarooSearch",
 }
 

@@ -29,8 +29,8 @@ class Line(dec.Drafter):
     def read(self, spec: dec.DecodeSpec, weights: Any, memory: Any, piece: dec.Piece) -> Any:
         return memory | {"read": jnp.maximum(memory["read"], piece.positions[:, -1] + 1)}
 
-    def learn(self, spec: dec.DecodeSpec, weights: Any, memory: Any, verified: dec.Verified) -> Any:
-        return memory | {"learnt": memory["learnt"] + verified.accepted + 1}
+    def learn(self, spec: dec.DecodeSpec, weights: Any, draft: dec.Draft, verified: dec.Verified) -> Any:
+        return draft.drafter | {"learnt": draft.drafter["learnt"] + verified.accepted + 1}
 
     def draft(self, spec: dec.DecodeSpec, weights: Any, state: dec.DecodeState, controls: Any) -> dec.Draft:
         after = state.length[:, None] + jnp.arange(spec.gamma)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from kangaroo_jax.kernels import highest, instruction_set, layers, pack, pack_target, product, search
+from kangaroo_jax.kernels import highest, instruction_set, layers, pack, pack_target, product, search, surest
 from kangaroo_jax.model import LlamaConfig, abstract_params, init_cache
 from kangaroo_jax.model.rope import rope_frequencies
 
@@ -110,8 +110,10 @@ def cuts() -> Any:
 
 def results() -> dict[str, Any]:
     """Return everything, for fp32, for weights kept in bf16, and for a model in bf16."""
-    most = highest(draw(np.random.default_rng(3), 2, 3, 5003))
+    logits = draw(np.random.default_rng(3), 2, 3, 5003)
+    most = highest(logits)
     found: dict[str, Any] = {"instructions": np.array(instruction_set()), "cuts": cuts(), "highest": most}
+    found["share"] = surest(logits)[1]
     kinds = ("fp32", np.float32, "float32"), ("kept", np.float32, "bfloat16"), ("bf16", ml_dtypes.bfloat16, "bfloat16")
     for kind, dtype, storage in kinds:
         for name, values in {**products(dtype, storage), **texts(dtype, storage)}.items():

@@ -107,6 +107,7 @@ def test_instruction_sets_agree(results: Results, bound: str, name: str, kind: s
 def test_instruction_sets_cut_alike(results: Results, bound: str) -> None:
     np.testing.assert_allclose(results(bound)["cuts"], results("portable")["cuts"], rtol=1e-6)
     np.testing.assert_array_equal(results(bound)["highest"], results("portable")["highest"])
+    np.testing.assert_allclose(results(bound)["share"], results("portable")["share"], rtol=1e-6)
 
 
 def test_a_bit_that_differs_is_noticed() -> None:

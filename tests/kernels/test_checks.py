@@ -96,9 +96,10 @@ def search_call() -> Call:
     return Call("kangaroo_search", arguments, [((BATCH,), F32), ((BATCH, WIDTH + 32), F32)], {})
 
 
-def highest_call() -> Call:
+def highest_call(share: bool = False) -> Call:
     arguments = {"x": ((BATCH, TOKENS, WIDTH), F32), "count": ((BATCH,), S32)}
-    return Call("kangaroo_highest", arguments, [((BATCH, TOKENS), S32)], {})
+    results = [((BATCH, TOKENS), S32)] + [((BATCH, TOKENS), F32)] * share
+    return Call("kangaroo_highest", arguments, results, {})
 
 
 def refused(call: Call, words: str) -> None:
@@ -106,7 +107,10 @@ def refused(call: Call, words: str) -> None:
         call.run()
 
 
-@pytest.mark.parametrize("make", [product_call, lambda: product_call(True), layers_call, search_call, highest_call])
+@pytest.mark.parametrize(
+    "make",
+    [product_call, lambda: product_call(True), layers_call, search_call, highest_call, lambda: highest_call(True)],
+)
 def test_a_right_call_goes_through(make: Callable[[], Call]) -> None:
     assert all(np.isfinite(found).all() for found in make().run()[::2])
 

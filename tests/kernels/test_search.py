@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kangaroo_jax import decode as dec
-from kangaroo_jax.kernels import highest
+from kangaroo_jax.kernels import highest, surest
 
 SIZE = 5003
 cut = jax.jit(dec.cut, static_argnums=2)
@@ -87,3 +87,8 @@ def test_the_most_likely_token_is_the_first_highest_or_the_first_nan(
     counts = np.array([0, 2, 5], np.int32)
     expected = np.where(np.arange(5) < counts[:, None], x.argmax(-1), 0)
     np.testing.assert_array_equal(highest(x, counts), expected)
+    place, share = surest(x)
+    np.testing.assert_array_equal(place, x.argmax(-1))
+    with np.errstate(invalid="ignore"):
+        wide = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True))
+    np.testing.assert_allclose(share, 1 / wide.sum(-1), rtol=2e-6)

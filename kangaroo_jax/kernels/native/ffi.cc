@@ -560,8 +560,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooLayers2, LayersCall,
                                   .Attr<bool>("qk_norm")
                                   .Attr<bool>("last_norm"));
 
-// The place of the highest value of each row of x [B, T, size]; of each sequence the first `count` rows, 0 elsewhere.
-ffi::Error HighestCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer count, ffi::Result<ffi::AnyBuffer> out) {
+// The place of the highest value of each row of x [B, T, size], and, with a second result, its softmax; of each sequence
+// the first `count` rows, 0 elsewhere.
+ffi::Error HighestCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer count, ffi::Result<ffi::AnyBuffer> out,
+                       ffi::RemainingRets more) {
   using ffi::DataType;
   constexpr int64_t kPart = 4 << 10;  // Values whose highest is found first; its place, in the part that has it.
   Checks checks;
@@ -571,37 +573,62 @@ ffi::Error HighestCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer co
   checks.array("count", count, {batch}, DataType::S32, DataType::S32);
   checks.array("the result", *out, {batch, tokens}, DataType::S32, DataType::S32);
   checks.that(size > 0, "there is no highest of no values");
+  checks.that(more.size() <= 1, "there are one or two results");
   if (!checks.ok()) return checks.error();
+  float* shares = nullptr;
+  if (more.size() == 1) {
+    const ffi::AnyBuffer share = **more.get<ffi::AnyBuffer>(0);
+    checks.floats("the share", share, {batch, tokens});
+    if (!checks.ok()) return checks.error();
+    shares = static_cast<float*>(share.untyped_data());
+  }
+  const Isa& isa = best_isa();
   const Rows rows(count, batch, tokens);
   clear_others(rows, batch * tokens, 4, out->untyped_data());
+  if (shares) clear_others(rows, batch * tokens, 4, shares);
   const int64_t parts = ceil_div(size, kPart);
-  std::vector<float> found(rows.size() * parts);
+  std::vector<float> found(rows.size() * parts), most(rows.size());
   auto part_of = [&](int64_t row, int64_t part) {
     return static_cast<const float*>(x.untyped_data()) + rows.place[row] * size + part * kPart;
   };
-  Team team(pool, worth(rows.size(), size * 4), 2);
+  auto size_of = [&](int64_t part) { return std::min(kPart, size - part * kPart); };
+  Team team(pool, worth(rows.size(), size * 4), 3);
   team.run(rows.size() * parts, [&](int64_t chunk) {
     const int64_t part = chunk % parts;
-    found[chunk] = best_isa().highest(part_of(chunk / parts, part), std::min(kPart, size - part * kPart));
+    found[chunk] = isa.highest(part_of(chunk / parts, part), size_of(part));
   });
   for_rows(team, rows.size(), [&](int64_t row) {
     const float* highest = &found[row * parts];
     auto odd = [](float value) { return value != value; };
-    const float* most = std::find_if(highest, highest + parts, odd);
-    if (most == highest + parts) most = std::max_element(highest, highest + parts);
-    const float* values = part_of(row, most - highest);
-    const int64_t place = std::find_if(values, values + kPart, [&](float value) { return value == *most || odd(value); }) - values;
-    static_cast<int32_t*>(out->untyped_data())[rows.place[row]] = static_cast<int32_t>((most - highest) * kPart + place);
+    const float* part = std::find_if(highest, highest + parts, odd);
+    if (part == highest + parts) part = std::max_element(highest, highest + parts);
+    most[row] = *part;
+    const float* values = part_of(row, part - highest);
+    const int64_t place =
+        std::find_if(values, values + kPart, [&](float value) { return value == *part || odd(value); }) - values;
+    static_cast<int32_t*>(out->untyped_data())[rows.place[row]] =
+        static_cast<int32_t>((part - highest) * kPart + place);
   });
+  if (!shares) return ffi::Error::Success();
+  team.run(rows.size() * parts, [&](int64_t chunk) {
+    const int64_t part = chunk % parts;
+    found[chunk] = isa.mass(part_of(chunk / parts, part), size_of(part), most[chunk / parts]);
+  });
+  for (int64_t row = 0; row < rows.size(); ++row) {
+    float mass = 0;
+    for (int64_t part = 0; part < parts; ++part) mass += found[row * parts + part];
+    shares[rows.place[row]] = 1.0f / mass;
+  }
   return ffi::Error::Success();
 }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooHighest, HighestCall,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooHighest2, HighestCall,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>());
+                                  .Ret<ffi::AnyBuffer>()
+                                  .RemainingRets());
 
 ffi::Error SearchCall(ffi::ThreadPool pool, ffi::AnyBuffer logits, ffi::AnyBuffer highest, ffi::AnyBuffer factor,
                       ffi::AnyBuffer top_k, ffi::AnyBuffer top_p, ffi::AnyBuffer kth, ffi::AnyBuffer last,

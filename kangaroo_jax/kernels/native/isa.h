@@ -103,6 +103,8 @@ struct Isa {
   void (*from_bf16)(const uint16_t* x, int64_t count, float* y);
   // The highest of some values; NaN if one of them is.
   float (*highest)(const float* values, int64_t size);
+  // The sum of exp(value - highest).
+  float (*mass)(const float* values, int64_t size, float highest);
   // The lowest (logit - highest) * factor that top_k and top_p leave in.
   float (*search)(const Search&);
   bool dots;  // whether there are instructions for products of bf16 pairs, and `narrow` is understood
