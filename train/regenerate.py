@@ -97,7 +97,7 @@ def regenerate(args: argparse.Namespace) -> str:
     journal = Journal(partial_of(args.out), settings_of(args, params, checked, rows, template))
     writer = Writer(params, checked, rows, journal, template)
     with deferred_stops() as stops:
-        writer.run(args.batch_size, lambda: _heed(stops))
+        writer.run(args.batch_size, lambda: heed(stops))
         written = [row for row in rows if row.replies]
         for row in rows:
             if not row.replies:
@@ -221,7 +221,7 @@ def _options(args: argparse.Namespace, params: kangaroo_jax.Params) -> Options:
     return Options(max_new_tokens=args.max_new_tokens, gamma=args.gamma, eta=args.eta, method=method, **drawn)
 
 
-def _heed(stops: Sequence[int]) -> None:
+def heed(stops: Sequence[int]) -> None:
     """Raise what the first of the signals asks for."""
     if stops:
         raise KeyboardInterrupt if stops[0] == signal.SIGINT else Terminated

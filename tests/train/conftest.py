@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import pytest
 
+import kangaroo_jax
 from kangaroo_jax.model import LlamaConfig, init_params
+from kangaroo_jax.store import write_hf
+from train.byte_tokenizer import write_byte_tokenizer
 from train.corpus import VOCAB_SIZE
 
 
@@ -47,3 +53,14 @@ def refusal() -> Callable[..., str]:
         return message
 
     return refused
+
+
+@pytest.fixture(scope="session")
+def ending_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_arrays: kangaroo_jax.Params) -> Path:
+    """The tiny model, with every eleventh byte as an end token: some replies end, others reach the limit."""
+    directory = tmp_path_factory.mktemp("ending") / "tiny"
+    config = dataclasses.replace(tiny_arrays.config, eos_token_id=tuple(range(2, 259, 11)))
+    write_hf(directory, config, jax.device_get(tiny_arrays.target), "float32")
+    write_byte_tokenizer(directory, config.max_position_embeddings)
+    shutil.copytree(tiny_model / "adapter", directory / "adapter")
+    return directory

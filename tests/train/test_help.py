@@ -7,13 +7,17 @@ from collections.abc import Callable
 
 import pytest
 
-from train import adapter, adapter_options, regenerate
+from train import adapter, adapter_options, invent, regenerate
 
 
 @pytest.mark.parametrize(
     ("main", "build_parser"),
-    [(adapter.main, adapter_options.build_parser), (regenerate.main, regenerate.build_parser)],
-    ids=["adapter", "regenerate"],
+    [
+        (adapter.main, adapter_options.build_parser),
+        (regenerate.main, regenerate.build_parser),
+        (invent.main, invent.build_parser),
+    ],
+    ids=["adapter", "regenerate", "invent"],
 )
 def test_help_names_every_option_with_its_default(
     main: Callable[[list[str]], int],

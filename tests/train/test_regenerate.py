@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,32 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 
 import kangaroo_jax
 import train.adapter_options
 import train.regenerate
-from kangaroo_jax.store import write_hf
 from train.batches import Conversations, Shape, Windows
-from train.byte_tokenizer import write_byte_tokenizer
 from train.data import load_data
 from train.regenerate import main
 from workshop.held_out import is_held_out
 from workshop.journal import Journal
 
 Refusal = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_arrays: kangaroo_jax.Params) -> Path:
-    """The tiny model, with every eleventh byte as an end token: some replies end, others reach the limit."""
-    directory = tmp_path_factory.mktemp("ending") / "tiny"
-    config = dataclasses.replace(tiny_arrays.config, eos_token_id=tuple(range(2, 259, 11)))
-    write_hf(directory, config, jax.device_get(tiny_arrays.target), "float32")
-    write_byte_tokenizer(directory, config.max_position_embeddings)
-    shutil.copytree(tiny_model / "adapter", directory / "adapter")
-    return directory
 
 
 def conversation(index: int, turns: int) -> dict[str, Any]:
@@ -63,23 +47,23 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def command(model: Path, chats: Path, tmp_path: Path) -> list[str]:
+def command(ending_model: Path, chats: Path, tmp_path: Path) -> list[str]:
     out = ["--out", str(tmp_path / "out.jsonl")]
-    return ["--model", str(model), "--data", str(chats), "--max-new-tokens", "11", "--batch-size", "2", *out]
+    return ["--model", str(ending_model), "--data", str(chats), "--max-new-tokens", "11", "--batch-size", "2", *out]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(model: Path, chats: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def undisturbed(ending_model: Path, chats: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The file that ``command`` writes."""
     out = tmp_path_factory.mktemp("whole") / "out.jsonl"
     numbers = ["--max-new-tokens", "11", "--batch-size", "2"]
-    main(["--model", str(model), "--data", str(chats), *numbers, "--out", str(out)])
+    main(["--model", str(ending_model), "--data", str(chats), *numbers, "--out", str(out)])
     assert list(out.parent.iterdir()) == [out]
     return out.read_bytes()
 
 
-def test_every_reply_is_the_targets_own_turn_after_turn(model: Path, chats: Path, undisturbed: bytes) -> None:
-    params = kangaroo_jax.load(model)
+def test_every_reply_is_the_targets_own_turn_after_turn(ending_model: Path, chats: Path, undisturbed: bytes) -> None:
+    params = kangaroo_jax.load(ending_model)
     before = {row["id"]: row for row in map(json.loads, chats.read_text().splitlines()) if "id" in row}
     rows = [json.loads(line) for line in undisturbed.splitlines()]
     lengths = set()
@@ -100,12 +84,12 @@ def test_every_reply_is_the_targets_own_turn_after_turn(model: Path, chats: Path
     assert [row["id"] for row in rows] == [name for name in before if name in {row["id"] for row in rows}]
 
 
-def test_the_trainer_reads_the_file_without_flags(model: Path, undisturbed: bytes, tmp_path: Path) -> None:
+def test_the_trainer_reads_the_file_without_flags(ending_model: Path, undisturbed: bytes, tmp_path: Path) -> None:
     file = tmp_path / "self.jsonl"
     file.write_bytes(undisturbed)
-    params = kangaroo_jax.load(model)
+    params = kangaroo_jax.load(ending_model)
     ends = params.config.eos_token_id or ()
-    data = load_data([str(file)], params.tokenizer, Shape(3, 101), model=str(model), eos_ids=ends)
+    data = load_data([str(file)], params.tokenizer, Shape(3, 101), model=str(ending_model), eos_ids=ends)
     assert isinstance(data.training, Conversations) and data.bad_rows.counts == {}
     assert data.bad_rows.seen == len(undisturbed.splitlines())
 
@@ -180,11 +164,11 @@ def test_the_summary_names_what_is_left_out_and_cut(
 
 
 def test_texts_are_continued_the_same_by_any_way_of_decoding(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ending_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, texts = tmp_path / "texts.json", [f"line {index} of some text" for index in range(40)]
     file.write_text(json.dumps([{"text": text, "id": index} for index, text in enumerate(texts)]))
-    common = ["--model", str(model), "--data", str(file), "--prompt-tokens", "6", "--max-new-tokens", "11"]
+    common = ["--model", str(ending_model), "--data", str(file), "--prompt-tokens", "6", "--max-new-tokens", "11"]
     ways = ["--batch-size 2", "--batch-size 2 --plain", "--batch-size 1 --gamma 2 --eta 0"]
     outs = [tmp_path / f"{index}.jsonl" for index in range(3)]
     for out, way in zip(outs, ways, strict=True):
@@ -195,18 +179,18 @@ def test_texts_are_continued_the_same_by_any_way_of_decoding(
     assert [row["id"] for row in rows] == list(range(40)) and len({row["text"] for row in rows}) > 9
     assert all(row["text"][:6] == texts[row["id"]][:6] and 6 < len(row["text"]) <= 17 for row in rows)
     assert outs[1].read_bytes() == outs[2].read_bytes() == outs[0].read_bytes()
-    params = kangaroo_jax.load(model)
+    params = kangaroo_jax.load(ending_model)
     assert isinstance(load_data([str(outs[0])], params.tokenizer, Shape(3, 31), model="x").training, Windows)
 
 
 def test_joeys_own_data_are_the_training_files(
-    model: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ending_model: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train.adapter_options, "EMBEDDED", {str(model): None})
+    monkeypatch.setattr(train.adapter_options, "EMBEDDED", {str(ending_model): None})
     monkeypatch.setattr(train.regenerate, "standard_library", lambda: text_folder)
     out = tmp_path / "out.jsonl"
     numbers = ["--prompt-tokens", "12", "--max-new-tokens", "11", "--batch-size", "2"]
-    main(["--model", str(model), *numbers, "--out", str(out)])
+    main(["--model", str(ending_model), *numbers, "--out", str(out)])
     files = {path.read_text()[:12]: path.relative_to(text_folder).as_posix() for path in text_folder.rglob("*.py")}
     written = [files[json.loads(line)["text"][:12]] for line in out.read_text().splitlines()]
     kept = [name for name in files.values() if not is_held_out(name)]
@@ -269,9 +253,9 @@ def test_a_disk_without_room_ends_the_run_in_one_line(
 
 
 def test_data_are_needed_and_have_to_be_usable(
-    refusal: Refusal, command: list[str], model: Path, tmp_path: Path
+    refusal: Refusal, command: list[str], ending_model: Path, tmp_path: Path
 ) -> None:
-    assert "--data is missing" in refusal(main, ["--model", str(model), "--out", str(tmp_path / "out.jsonl")])
+    assert "--data is missing" in refusal(main, ["--model", str(ending_model), "--out", str(tmp_path / "out.jsonl")])
     file = tmp_path / "long.json"
     file.write_text(json.dumps([{"text": "x" * 200}, {"text": ""}]))
     message = refusal(main, [*command, "--data", str(file), "--prompt-tokens", "150"])
