@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -160,10 +159,7 @@ def _commonest(data: Data, number: int | None, vocab_size: int) -> np.ndarray | 
         return None
     if not 1 <= number <= vocab_size:
         raise ValueError(f"--vocabulary is {number}; it must be 1 to {vocab_size}, the target's tokens")
-    counts = np.zeros(vocab_size, np.int64)
-    for batch in itertools.islice(data.batches(0), data.epoch_steps):
-        counts += np.bincount(batch["tokens"][batch["mask"]], minlength=vocab_size)
-    return np.sort(np.argsort(-counts, kind="stable")[:number])
+    return data.most_frequent(number, vocab_size)
 
 
 def train(
