@@ -44,7 +44,7 @@ def product(
             jax.ShapeDtypeStruct((batch * tokens * _stride(depth),), jnp.float32),
         ),
     )
-    scales = () if scale is None else (scale.astype(jnp.float32),)
+    scales = () if scale is None else (scale,)
     out, _ = call(rows, _counts(count, rows), kernel.blocks, *scales, eps=np.float32(eps))
     return out.reshape(*x.shape[:-1], kernel.columns).astype(out_dtype or x.dtype)
 
@@ -95,12 +95,9 @@ def layers(
         "last_norm": norm is not None,
     }
 
-    def wide(values: Array) -> Array:
-        return values.astype(jnp.float32)
-
     arrays: list[Array] = [
         x,
-        *(wide(table).reshape(batch, tokens, -1) for table in rope),
+        *(table.astype(jnp.float32).reshape(batch, tokens, -1) for table in rope),
         mask,
         start.astype(jnp.int32),
         _counts(count, x),
@@ -109,20 +106,20 @@ def layers(
     for layer, pair in zip(parts, caches, strict=True):
         attention, mlp = layer["self_attn"], layer.get("mlp")
         if flags["input_norm"]:
-            arrays.append(wide(layer["input_layernorm"]["scale"]))
+            arrays.append(layer["input_layernorm"]["scale"])
         arrays.append(attention["qkv_proj"]["kernel"].blocks)
         if flags["qkv_bias"]:
-            arrays.append(wide(attention["qkv_proj"]["bias"]))
+            arrays.append(attention["qkv_proj"]["bias"])
         if flags["qk_norm"]:
-            arrays += [wide(attention["q_norm"]["scale"]), wide(attention["k_norm"]["scale"])]
+            arrays += [attention["q_norm"]["scale"], attention["k_norm"]["scale"]]
         arrays.append(attention["o_proj"]["kernel"].blocks)
         if mlp:
-            scale = wide(layer["post_attention_layernorm"]["scale"])
+            scale = layer["post_attention_layernorm"]["scale"]
             arrays += [scale, mlp["gate_up_proj"]["kernel"].blocks, mlp["down_proj"]["kernel"].blocks]
         places += [len(arrays), len(arrays) + 1]
         arrays += pair
     if norm is not None:
-        arrays.append(wide(norm))
+        arrays.append(norm)
 
     widths = [width, width, (heads + 2 * kv_heads) * head_width, heads * head_width, *([inner] if inner else [])]
     workspace = batch * tokens * sum(map(_stride, widths))

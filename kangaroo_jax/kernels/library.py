@@ -15,8 +15,8 @@ CHOICES = ("auto", "xla", "native")
 ISA_SWITCH = "KANGAROO_KERNELS_ISA"
 ISAS = ("AVX-512 BF16", "AVX-512", "AVX2", "portable")
 _FUNCTIONS = {
-    "kangaroo_product": "KangarooProduct",
-    "kangaroo_layers": "KangarooLayers2",
+    "kangaroo_product": "KangarooProduct2",
+    "kangaroo_layers": "KangarooLayers3",
     "kangaroo_highest": "KangarooHighest2",
     "kangaroo_search": "KangarooSearch",
 }

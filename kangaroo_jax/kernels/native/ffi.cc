@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <string>
 #include <vector>
 
@@ -82,6 +83,15 @@ class Checks {
     array(name, buffer, dimensions, ffi::DataType::F32, ffi::DataType::F32);
   }
 
+  // Floats of an array in fp32 or bf16; of the latter a copy, which lives as long as this does.
+  const float* wide(const char* name, const ffi::AnyBuffer& buffer, int64_t size) {
+    array(name, buffer, {size}, ffi::DataType::F32, ffi::DataType::BF16);
+    if (!ok() || buffer.element_type() == ffi::DataType::F32) return static_cast<const float*>(buffer.untyped_data());
+    widened_.emplace_back(size);
+    best_isa().from_bf16(static_cast<const uint16_t*>(buffer.untyped_data()), size, widened_.back().data());
+    return widened_.back().data();
+  }
+
   Matrix matrix(const char* name, const ffi::AnyBuffer& buffer, int64_t depth, int64_t blocks) {
     Matrix matrix;
     matrix.bf16 = buffer.element_type() == ffi::DataType::BF16;
@@ -98,6 +108,7 @@ class Checks {
 
  private:
   std::string text_;
+  std::deque<std::vector<float>> widened_;
 };
 
 // Floats from one row of the workspace to the next. Rows a multiple of 4 KiB apart would share the same few lines of a
@@ -197,9 +208,7 @@ static ffi::Error ProductCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi
   checks.floats("the workspace", *workspace, {batch * tokens * stride});
   const float* scale = nullptr;
   if (args.size() == 4) {
-    const ffi::AnyBuffer given = *args.get<ffi::AnyBuffer>(3);
-    checks.floats("the scale", given, {depth});
-    scale = static_cast<const float*>(given.untyped_data());
+    scale = checks.wide("the scale", *args.get<ffi::AnyBuffer>(3), depth);
   }
   if (!checks.ok()) return checks.error();
   const int64_t columns = out->dimensions()[2];
@@ -233,7 +242,7 @@ static ffi::Error ProductCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi
   return ffi::Error::Success();
 }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooProduct, ProductCall,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooProduct2, ProductCall,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .RemainingArgs()
@@ -466,9 +475,7 @@ static ffi::Error LayersCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi:
   int64_t most_bytes = 0;
   auto scale = [&](const char* name, bool given, int64_t size) -> const float* {
     if (!given) return nullptr;
-    const ffi::AnyBuffer buffer = take();
-    checks.floats(name, buffer, {size});
-    return static_cast<const float*>(buffer.untyped_data());
+    return checks.wide(name, take(), size);
   };
   auto matrix = [&](const char* name, int64_t depth, int64_t blocks) {
     const Matrix found = checks.matrix(name, take(), depth, blocks);
@@ -544,7 +551,7 @@ static ffi::Error LayersCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi:
 }
 
 // The number is that of the order of weights and caches: a library that was compiled for another has no such function.
-XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooLayers2, LayersCall,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooLayers3, LayersCall,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .RemainingArgs()
