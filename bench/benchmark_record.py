@@ -14,7 +14,6 @@ import jax
 import kangaroo_jax
 from bench.interleave import WARM_UPS
 from bench.methods import METHODS, Ready
-from bench.question_set import speaks_chat
 from kangaroo_jax.version import versions
 from workshop.provenance import commit, weights_digest
 
@@ -50,7 +49,7 @@ def new_record(
             "versions": versions(("kangaroo-jax", "jax", "jaxlib")),
             "questions": questions.name,
             "questions_sha256": hashlib.sha256(questions.read_bytes()).hexdigest(),
-            "chat": speaks_chat(params),
+            "chat": params.chats,
             "max_new_tokens": max_new_tokens,
             "repeats": repeats,
             "warm_ups": WARM_UPS,

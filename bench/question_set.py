@@ -16,8 +16,6 @@ from typing import Any
 
 from kangaroo_jax import Params
 from kangaroo_jax.engine import prompt_ids
-from kangaroo_jax.store import EMBEDDED
-from kangaroo_jax.text import own_template
 
 JOEY_QUESTIONS = Path(__file__).parent / "prompts" / "joey.jsonl"
 MT_BENCH = frozenset(("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"))
@@ -138,14 +136,6 @@ def select(
     return [question for _, question in chosen if question.question_id in kept]
 
 
-def speaks_chat(params: Params) -> bool:
-    """Tell whether turns are messages for this model: it has a chat template, and is not joey.
-
-    joey has never seen a conversation; its template is there to show chats with.
-    """
-    return params.name not in EMBEDDED and own_template(params.tokenizer, params.name) is not None
-
-
 def prompt_of(params: Params, question: Question, answers: Sequence[str], chat: bool | None = None) -> list[int]:
     """Return the token ids of the prompt of a question's next turn.
 
@@ -155,7 +145,7 @@ def prompt_of(params: Params, question: Question, answers: Sequence[str], chat: 
         answers: the texts that were generated in its earlier turns; turn ``len(answers)`` is the next.
         chat: whether turns and answers are messages, rendered by the model's chat template, the answers without white
             space around them, as Spec-Bench has them. If not, they are one text, each behind the other as it is.
-            Default: ``speaks_chat(params)``.
+            Default: ``params.chats``.
 
     Raises:
         ValueError: if there is no such turn, the model has no chat template, or the prompt does not fit its context;
@@ -167,7 +157,7 @@ def prompt_of(params: Params, question: Question, answers: Sequence[str], chat: 
         )
     said = question.turns[: len(answers) + 1]
     prompt: Any
-    if speaks_chat(params) if chat is None else chat:
+    if params.chats if chat is None else chat:
         prompt = [{"role": "user", "content": said[0]}]
         for answer, turn in zip(answers, said[1:], strict=True):
             prompt += [{"role": "assistant", "content": answer.strip()}, {"role": "user", "content": turn}]

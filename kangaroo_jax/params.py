@@ -21,7 +21,7 @@ from kangaroo_jax.store import (
     read_config,
     resolve,
 )
-from kangaroo_jax.text import Tokenizer, find_tokenizer
+from kangaroo_jax.text import Tokenizer, answers, find_tokenizer
 
 
 class Params(struct.PyTreeNode):
@@ -52,6 +52,11 @@ class Params(struct.PyTreeNode):
     def kernels(self) -> str:
         """What multiplies: ``"native"`` kernels, or ``"xla"``."""
         return "native" if packs(self.target) else "xla"
+
+    @property
+    def chats(self) -> bool:
+        """Whether it answers messages: its template ends an answer with a token that ends its texts."""
+        return answers(self.tokenizer, self.name, self.config.eos_token_id)
 
 
 def check_params(params: Any) -> None:

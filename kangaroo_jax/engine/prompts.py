@@ -9,7 +9,7 @@ from typing import Any
 
 from kangaroo_jax.checks import plain, text, token_ids
 from kangaroo_jax.params import Params
-from kangaroo_jax.text import answers, chat_ids
+from kangaroo_jax.text import chat_ids
 
 _EXPECTED = "a string, a list of token ids, a list of messages, or a list of several of one of these"
 _KINDS = ((str, "text"), (Mapping, "message"), (numbers.Integral, "token id"))
@@ -49,8 +49,7 @@ def prompt_ids(
 
 def asked(params: Params, text: str) -> Any:
     """Return a text as a prompt: what a user says, for a model that answers messages; for another one as it is."""
-    chat = answers(params.tokenizer, params.name, params.config.eos_token_id)
-    return [{"role": "user", "content": text}] if chat else text
+    return [{"role": "user", "content": text}] if params.chats else text
 
 
 def _several(prompt: Any) -> tuple[list[Any], bool]:

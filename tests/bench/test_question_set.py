@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 import kangaroo_jax
-from bench.question_set import Question, prompt_of, read_questions, select, speaks_chat, task_of, tasks_of
+from bench.question_set import Question, prompt_of, read_questions, select, task_of, tasks_of
 from kangaroo_jax.text import chat_ids
 
 GOOD = {"question_id": 7, "category": "qa", "turns": ["What?"], "reference": ["42"]}
@@ -121,12 +123,13 @@ def test_turns_of_a_chat_model_are_messages(tiny: kangaroo_jax.Params) -> None:
     assert prompt_of(named, QUESTION, ["  return x\n"], chat=True) == chat_ids(named.tokenizer, named.name, messages)
 
 
-def test_joey_is_a_base_model_and_others_are_what_their_template_says(tiny: kangaroo_jax.Params) -> None:
-    joey = tiny.replace(name="joey")
-    assert joey.tokenizer.chat_template is not None and not speaks_chat(joey)
-    assert prompt_of(joey, QUESTION, []) == tiny.tokenizer.encode("def f(x):\n")
-    assert speaks_chat(tiny) == (tiny.tokenizer.chat_template is not None)
-    assert prompt_of(tiny, QUESTION, []) == prompt_of(tiny, QUESTION, [], chat=True)
+def test_turns_are_what_the_models_template_says(tiny: kangaroo_jax.Params) -> None:
+    assert tiny.tokenizer.chat_template is not None and not tiny.chats  # joey's: an answer does not end.
+    assert prompt_of(tiny, QUESTION, []) == tiny.tokenizer.encode("def f(x):\n")
+    talks = dataclasses.replace(tiny, tokenizer=copy.copy(tiny.tokenizer))
+    talks.tokenizer.chat_template = "{% for said in messages %}{{ said['content'] }}{{ eos_token }}{% endfor %}"
+    assert talks.chats
+    assert prompt_of(talks, QUESTION, []) == prompt_of(talks, QUESTION, [], chat=True)
 
 
 def test_a_prompt_that_does_not_fit_is_named(tiny: kangaroo_jax.Params) -> None:
