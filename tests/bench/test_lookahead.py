@@ -157,7 +157,7 @@ def test_rounds_are_the_published_ones(W: int, N: int, G: int, from_text: bool) 
             compare(draft.drafter, b, side, N)
         hits, path = accepts(draft.tokens, tree, target, spec.gamma)
         found = dec.Verified(jnp.array(tokens), None, jnp.array(target), path, hits, length)  # type: ignore[arg-type]
-        memory = learns(spec, weights, draft.drafter, found)
+        memory = learns(spec, weights, draft, found)
         for b, side in enumerate(sides):
             texts[b] += target[b, np.asarray(path)[b, : int(hits[b]) + 1]].tolist()
             assert side.round() == hits[b] and side.text == texts[b]
