@@ -77,7 +77,7 @@ class SmallModel(dec.Drafter):
         def step(tokens: Array, positions: Array, caches: Caches) -> tuple[Array, Array, Caches]:
             x, caches = self._run(small, tokens, positions, caches)
             scores = logits(self.config, small, x[:, -1])
-            return *dec.surest(weights, scores), caches
+            return *dec.surest(weights, scores)[:2], caches
 
         def keep_drafting(carry: _Carry) -> Array:
             return carry.active.any() & (carry.step < spec.gamma)

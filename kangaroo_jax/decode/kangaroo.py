@@ -14,12 +14,15 @@ from kangaroo_jax.decode.drafter import DecodeSpec, Drafter, Piece, Verified
 from kangaroo_jax.decode.likely import surest
 from kangaroo_jax.decode.sampling import DRAFT, choose, no_cuts
 from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Draft, Weights, newest
+from kangaroo_jax.decode.stats import write_rows
+from kangaroo_jax.decode.tree import Tree
 from kangaroo_jax.model import (
     AdapterConfig,
     KVCache,
     adapter_layers,
     draft_head,
     embed,
+    fork,
     init_cache,
     line,
     linear,
@@ -32,6 +35,7 @@ class _Carry(struct.PyTreeNode):
     step: Int[Array, ""]
     active: Bool[Array, " B"]
     draft: Draft
+    siblings: Int[Array, "B K"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +44,12 @@ class Kangaroo(Drafter):
 
     Attributes:
         adapter: what the adapter computes.
+        siblings: second choices that are verified beside the first drafted token, where one sequence is decoded
+            greedily: a batch's rows cost what its sequences cost.
     """
 
     adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
+    siblings: int = 0
 
     @property
     def reads_adapter(self) -> bool:
@@ -54,13 +61,17 @@ class Kangaroo(Drafter):
         """Return True: the draft model's top-1 probability."""
         return True
 
+    def rows(self, gamma: int) -> int:
+        """Return the rows of a line and of the siblings."""
+        return super().rows(gamma + self.siblings)
+
     def vocabulary(self, weights: Weights) -> Int[Array, " N"] | None:
         """Return the ids of the tokens that draft logits are of; None where they are of all."""
         return weights["adapter"].get("draft_vocabulary", {}).get("ids")
 
     def prefill_gamma(self, gamma: int) -> int:
         """Return the smallest gamma with as many rows."""
-        return max(self.rows(gamma) - 8, 1)
+        return max(self.rows(gamma) - 8 - self.siblings, 1)
 
     def allocate(self, spec: DecodeSpec, batch: int, slots: int, dtype: jnp.dtype) -> KVCache | None:
         """Return a zeroed cache, if the adapter attends."""
@@ -84,6 +95,7 @@ class Kangaroo(Drafter):
             the last drafted token, which only ``learn`` shows it.
         """
         token, position = newest(state)
+        siblings = self.siblings if len(token) == 1 and not spec.sample else 0
 
         def keep_drafting(carry: _Carry) -> Array:
             return carry.active.any() & (carry.step < spec.gamma)
@@ -93,19 +105,24 @@ class Kangaroo(Drafter):
             hidden = jax.lax.dynamic_slice_in_dim(now.hidden, step, 1, axis=1)
             logits, memory = self.propose(spec, weights, hidden, position + step, now.drafter)
             key = (state.seed, state.length, DRAFT + step)
-            drafted, confidence, drawn = self._choose(spec, weights, controls, logits, key)
-            after = position + step + 1
-            hidden, caches = self._shallow(spec, weights, drafted[:, None], after, now.caches, carry.active)
+            drafted, confidence, others, drawn = self._choose(spec, weights, controls, logits, key, siblings)
+            goes_on = carry.active & (confidence >= controls.eta)
+            others = jnp.where(step == 0, others, carry.siblings)
+            # The siblings come behind the last token of the line.
+            count = carry.active * jnp.where(goes_on & (step + 1 < spec.gamma), 1, 1 + siblings)
+            block = jnp.concatenate([drafted[:, None], others], axis=1)
+            hidden, caches = self._shallow(spec, weights, block, position + step + 1, position, now.caches, count)
             return _Carry(
                 step=step + 1,
-                active=carry.active & (confidence >= controls.eta),
+                active=goes_on,
+                siblings=others,
                 draft=Draft(
                     tokens=_put(now.tokens, drafted, step),
                     count=now.count + carry.active,
                     confidence=_put(now.confidence, confidence, step),
                     # Nothing to note (None) when tokens are not drawn.
                     drawn=jax.tree.map(lambda noted, new: _put(noted, new, step), now.drawn, drawn),
-                    hidden=_put(now.hidden, hidden[:, 0], step + 1),
+                    hidden=jax.lax.dynamic_update_slice_in_dim(now.hidden, hidden, step + 1, axis=1),
                     caches=caches,
                     drafter=memory,
                 ),
@@ -113,23 +130,26 @@ class Kangaroo(Drafter):
 
         running = state.finish == RUNNING
         shared = state.caches[: self.exit_layer]
-        first, caches = self._shallow(spec, weights, token, position, shared, running)
+        first, caches = self._shallow(spec, weights, token, position, position, shared, running.astype(jnp.int32))
         start = _nothing_drafted(spec, first, caches, state.drafter)
-        carry = _Carry(jnp.zeros((), jnp.int32), running, start)
-        return jax.lax.while_loop(keep_drafting, draft_one, carry).draft
+        none = jnp.zeros((len(token), siblings), jnp.int32)
+        carry = jax.lax.while_loop(keep_drafting, draft_one, _Carry(jnp.zeros((), jnp.int32), running, start, none))
+        return _with_siblings(carry.draft, carry.siblings, spec.rows) if siblings else carry.draft
 
     def learn(self, spec: DecodeSpec, weights: Weights, draft: Draft, verified: Verified) -> KVCache | None:
-        """Write the adapter's keys and values of the last drafted token, which drafting itself never feeds to it.
+        """Write the adapter's keys and values of the last accepted token, if drafting did not feed it to the adapter.
 
-        They are needed where all drafts are accepted, and the native kernels do it there alone. Only the cache is used,
-        so XLA drops all but the projection of one row.
+        That is the last token of a line, or a sibling; the native kernels do it there alone. Only the cache is used:
+        XLA drops all but the projection of one row.
         """
         if draft.drafter is None:
             return None
-        last = jnp.take_along_axis(draft.hidden, draft.count[:, None, None], axis=1)
-        position = (verified.length - 1 + draft.count)[:, None]
-        all_accepted = (verified.accepted == draft.count) & (draft.count > 0)
-        return self._adapt(spec, weights, last, position, draft.drafter, all_accepted.astype(jnp.int32))[1]
+        line = draft.count - (0 if draft.tree is None else self.siblings)
+        row = jnp.take_along_axis(verified.path, verified.accepted[:, None], axis=1)
+        last = jnp.take_along_axis(draft.hidden, row[:, :, None], axis=1)
+        position = (verified.length - 1 + verified.accepted)[:, None]
+        unread = (row[:, 0] >= line) & (line > 0)
+        return self._adapt(spec, weights, last, position, draft.drafter, unread.astype(jnp.int32))[1]
 
     def propose(
         self,
@@ -154,33 +174,41 @@ class Kangaroo(Drafter):
         controls: Controls,
         logits: Float[Array, "B N"],
         key: tuple[Array, Array, Array],
-    ) -> tuple[Int[Array, " B"], Float[Array, " B"], Any]:
-        """Return ``choose``'s token, the confidence, and what it was drawn with, over the whole vocabulary.
+        siblings: int,
+    ) -> tuple[Int[Array, " B"], Float[Array, " B"], Int[Array, "B K"], Any]:
+        """Return ``choose``'s token, the confidence, the next choices, and what it was drawn with.
+
+        The last is over the whole vocabulary.
 
         What cannot be drafted has the logit ``-inf`` there: probability 0, so that a rejection draws from p as it is.
         """
-        ids, (likeliest, confidence) = self.vocabulary(weights), surest(weights, logits)
+        ids, (likeliest, confidence, others) = self.vocabulary(weights), surest(weights, logits, siblings)
         if not spec.sample:
-            return likeliest if ids is None else ids[likeliest], confidence, None
+            if ids is not None:
+                likeliest, others = ids[likeliest], ids[others]
+            return likeliest, confidence, others, None
         if ids is not None:
             whole = jnp.full((len(logits), spec.config.vocab_size), -jnp.inf, logits.dtype)
             logits = whole.at[:, ids].set(logits, unique_indices=True, indices_are_sorted=True)
         drafted, drawn = choose(controls.sampling, logits, key, spec.truncate)
-        return drafted, confidence, drawn
+        return drafted, confidence, others, drawn
 
     def _shallow(
         self,
         spec: DecodeSpec,
         weights: Weights,
-        token: Int[Array, "B 1"],
+        tokens: Int[Array, "B T"],
         position: Int[Array, "B 1"],
+        root: Int[Array, "B 1"],
         caches: tuple[KVCache, ...],
-        active: Bool[Array, " B"],
-    ) -> tuple[Float[Array, "B 1 D"], tuple[KVCache, ...]]:
-        """Run the layers shared with the target on one token of every sequence that is active."""
-        slots = caches[0].slots if caches else None
-        context = line(position, slots, active.astype(jnp.int32))
-        x = embed(weights["target"], token)
+        count: Int[Array, " B"],
+    ) -> tuple[Float[Array, "B T D"], tuple[KVCache, ...]]:
+        """Run the layers shared with the target on the next token of every line, and on siblings behind it."""
+        if tokens.shape[1] == 1 or not caches:
+            context = line(position, caches[0].slots if caches else None, count)
+        else:
+            context = fork(position[:, 0], root[:, 0], tokens.shape[1] - 1, caches[0].slots, count)
+        x = embed(weights["target"], tokens)
         return run_layers(spec.config, weights["target"], x, context, caches, 0, self.exit_layer)
 
     def _adapt(
@@ -195,6 +223,24 @@ class Kangaroo(Drafter):
         """Run the adapter on states of the exit layer."""
         context = line(positions, None if memory is None else memory.slots, count)
         return run_adapter(spec.config, weights["adapter"], hidden, context, memory, self.adapter)
+
+
+def _with_siblings(draft: Draft, siblings: Int[Array, "B K"], rows: int) -> Draft:
+    """Return a line with tokens behind it that may stand in the place of its first one."""
+    end, number = draft.count[:, None], siblings.shape[1]
+    spare = rows - 1 - draft.tokens.shape[1]
+    tokens = write_rows(jnp.pad(draft.tokens, ((0, 0), (0, spare))), siblings, draft.count)
+    row = jnp.arange(rows)[None]
+    lies = row <= end
+    seen = jnp.where(lies[:, :, None], row[:, None] <= row[:, :, None], (row == 0)[:, None] | jnp.eye(rows, dtype=bool))
+    tree = Tree(
+        parent=jnp.where(lies, jnp.maximum(row - 1, 0), 0),
+        depth=jnp.where(lies, row, 1),
+        visible=seen,
+        candidate=(row > 0) & (row <= end + number),
+        count=draft.count + number + 1,
+    )
+    return draft.replace(tokens=tokens, count=draft.count + number, tree=tree)
 
 
 def _nothing_drafted(

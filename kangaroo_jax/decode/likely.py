@@ -17,9 +17,18 @@ def first_choices(
     return kernels.highest(scores, count) if kernels.packs(weights["target"]) else most_likely(scores)
 
 
-def surest(weights: Weights, scores: Float[Array, "B V"]) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """Return the most likely token of each sequence, and its probability: the confidence of a draft (paper, 3.2)."""
+def surest(
+    weights: Weights, scores: Float[Array, "B V"], others: int = 0
+) -> tuple[Int[Array, " B"], Float[Array, " B"], Int[Array, "B K"]]:
+    """Return the most likely token of each sequence, its probability, and the tokens that come next.
+
+    The probability is the confidence of a draft (paper, 3.2). Of equally likely ones behind the first there is one.
+    """
     if kernels.packs(weights["target"]):
-        token, share = kernels.surest(scores[:, None])
-        return token[:, 0], share[:, 0]
-    return most_likely(scores), 1.0 / jnp.exp(scores - scores.max(-1, keepdims=True)).sum(-1)
+        return tuple(found[:, 0] for found in kernels.surest(scores[:, None], others))
+    left, following = scores, []
+    for _ in range(others):
+        left = jnp.where(left >= left.max(-1, keepdims=True), -jnp.inf, left)
+        following.append(most_likely(left))
+    share = 1.0 / jnp.exp(scores - scores.max(-1, keepdims=True)).sum(-1)
+    return most_likely(scores), share, jnp.stack(following, 1) if others else jnp.zeros((len(scores), 0), jnp.int32)

@@ -19,7 +19,8 @@ from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Weights, c
 from kangaroo_jax.decode.stats import record_round
 from kangaroo_jax.decode.tree import accept_tree
 from kangaroo_jax.decode.verify import verify
-from kangaroo_jax.model import embed, keep_path, line, logits, run_layers
+from kangaroo_jax.kernels import move, packs
+from kangaroo_jax.model import KVCache, embed, keep_path, line, logits, run_layers
 
 
 def speculative_round(spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Controls) -> DecodeState:
@@ -35,7 +36,11 @@ def speculative_round(spec: DecodeSpec, weights: Weights, state: DecodeState, co
         assert not spec.sample, "trees are verified greedily"
         accepted, path = accept_tree(tokens[:, 1:], tree, target, spec.gamma)
         block = jnp.take_along_axis(target, path, axis=1)
-        caches = tuple(keep_path(cache, root, path) for cache in caches)
+        if packs(weights["target"]):
+            moved = move([(cache.k, cache.v) for cache in caches], root, path)
+            caches = tuple(KVCache(*pair) for pair in moved)
+        else:
+            caches = tuple(keep_path(cache, root, path) for cache in caches)
     elif spec.sample:
         assert drafted.drawn is not None
         drawing = (controls.sampling, spec.truncate, state.seed, state.length)

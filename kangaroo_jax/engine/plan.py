@@ -214,7 +214,7 @@ def _drafter(params: Params, options: Options, method: str) -> tuple[dec.Drafter
             f"{params.name} has no adapter; train one with 'python -m train.adapter --model {params.name}', "
             "pass load(..., adapter=DIR), or use method='plain'"
         )
-    return dec.Kangaroo(draft.adapter, exit_layer=draft.exit_layer), gamma or draft.gamma
+    return dec.Kangaroo(draft.adapter, draft.siblings, exit_layer=draft.exit_layer), gamma or draft.gamma
 
 
 def _settings(params: Params, options: Options, method: str) -> Settings:

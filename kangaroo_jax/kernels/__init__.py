@@ -6,7 +6,7 @@ Optional: without the compiled library, or on another platform, everything runs 
 
 from __future__ import annotations
 
-from kangaroo_jax.kernels.calls import highest, layers, product, search, surest
+from kangaroo_jax.kernels.calls import highest, layers, move, product, search, surest
 from kangaroo_jax.kernels.library import CHOICES, describe, instruction_set, use_native, why_not
 from kangaroo_jax.kernels.packed import (
     Packed,
@@ -26,6 +26,7 @@ __all__ = [
     "highest",
     "instruction_set",
     "layers",
+    "move",
     "pack",
     "pack_adapter",
     "pack_leaf",

@@ -156,19 +156,48 @@ def highest(x: Float[Array, "B T N"], count: Int[Array, " B"] | None = None) -> 
     return _highest(x, count, jnp.int32)[0]
 
 
-def surest(x: Float[Array, "B T N"]) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
-    """Return ``highest``, and the softmax of each row there.
+def surest(
+    x: Float[Array, "B T N"], others: int = 0
+) -> tuple[Int[Array, "B T"], Float[Array, "B T"], Int[Array, "B T K"]]:
+    """Return ``highest``, the softmax of each row there, and the places of the next lower values.
 
     Args:
         x: float32.
+        others: how many lower values; of equal ones there is one, and 0 where there are not so many.
     """
-    return _highest(x, None, jnp.int32, jnp.float32)
+    return _highest(x, None, jnp.int32, jnp.float32, others)
 
 
 def _highest(x: Float[Array, "B T N"], count: Int[Array, " B"] | None, *results: Any) -> Any:
     ready()
-    shapes = [jax.ShapeDtypeStruct(x.shape[:2], dtype) for dtype in results]
+    shapes = [
+        jax.ShapeDtypeStruct((*x.shape[:2], each), jnp.int32)
+        if isinstance(each, int)
+        else jax.ShapeDtypeStruct(x.shape[:2], each)
+        for each in results
+    ]
     return jax.ffi.ffi_call("kangaroo_highest", shapes)(x, _counts(count, x))
+
+
+def move(
+    caches: Sequence[tuple[Array, Array]], start: Int[Array, " B"], path: Int[Array, "B T"]
+) -> list[tuple[Array, Array]]:
+    """Move slots ``start[b] + path[b, t]`` of each sequence to ``start[b] + t``, in place.
+
+    Args:
+        caches: keys and values, as for ``layers``.
+        start: slot of the root.
+        path: rows, rising along T.
+    """
+    ready()
+    buffers = [buffer for pair in caches for buffer in pair]
+    call = jax.ffi.ffi_call(
+        "kangaroo_move",
+        [jax.ShapeDtypeStruct(buffer.shape, buffer.dtype) for buffer in buffers],
+        input_output_aliases={2 + index: index for index in range(len(buffers))},
+    )
+    moved = call(start.astype(jnp.int32), path.astype(jnp.int32), *buffers)
+    return list(zip(moved[::2], moved[1::2], strict=True))
 
 
 def search(

@@ -18,6 +18,7 @@ _FUNCTIONS = {
     "kangaroo_product": "KangarooProduct2",
     "kangaroo_layers": "KangarooLayers3",
     "kangaroo_highest": "KangarooHighest2",
+    "kangaroo_move": "KangarooMove",
     "kangaroo_search": "KangarooSearch",
 }
 

@@ -157,6 +157,7 @@ class KangarooConfig:
         gamma: default for the largest number of tokens drafted in one round.
         eta: default confidence below which drafting stops (second early exit).
         adapter: what the adapter computes.
+        siblings: default for the number of second choices that are verified beside the first drafted token.
         method: how a text is decoded where nothing else is asked for: ``"kangaroo"``, or ``"plain"`` where ``tune``
             found that no drafting pays.
     """
@@ -166,6 +167,7 @@ class KangarooConfig:
     eta: float = 0.6
     adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
     method: str = "kangaroo"
+    siblings: int = 0
 
 
 def _set_positive(config: Any, *names: str) -> None:

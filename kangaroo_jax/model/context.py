@@ -92,6 +92,39 @@ def branch(
     return Context(positions[:, first:end], root + first, keys, _put(visible, seen[:, first:end], root))
 
 
+def fork(
+    position: Int[Array, " B"],
+    root: Int[Array, " B"],
+    others: int,
+    slots: int,
+    count: Int[Array, " B"] | None = None,
+) -> Context:
+    """Return the context of the last token of a line, and of others behind it that follow the line's root.
+
+    Each of these goes to a slot of its own, and sees what is before it in the text, and itself. Slot 1 is the root, 2
+    and 3 the line, d its last token, x and y two that may stand in the place of what is in slot 2::
+
+        slot          0 1 2 3 4 5
+        d  position 3 x x x x . .
+        x  position 2 x x . . x .
+        y  position 2 x x . . . x
+
+    Args:
+        position: position and slot of the line's last token.
+        root: of the root.
+        others: tokens behind it.
+        slots: of the caches.
+        count: as in ``Context``.
+    """
+    slot, first = jnp.arange(slots)[None], jnp.arange(1 + others)[None] == 0
+    own = position[:, None] + jnp.arange(1 + others)[None]
+    positions = jnp.where(first, position[:, None], root[:, None] + 1)
+    before = jnp.where(first, position[:, None], root[:, None])
+    visible = (slot[:, None] <= before[:, :, None]) | (slot[:, None] == own[:, :, None])
+    keys = jnp.where(slot > position[:, None], root[:, None] + 1, slot)
+    return Context(positions, position, keys, visible, count)
+
+
 def _put(rows: Shaped[Array, "B *X S"], block: Shaped[Array, "B *X T"], start: Int[Array, " B"]) -> Array:
     """Write a block of T values along the last axis of each row, from the row's own start on."""
     return jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice_in_dim(row, new, at, axis=-1))(rows, block, start)

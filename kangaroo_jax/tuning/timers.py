@@ -134,7 +134,7 @@ def _propose(spec: dec.DecodeSpec, weights: Any, caches: dec.Caches, tokens: Arr
     hidden = embed(weights["target"], tokens)  # Stands for the exit layer's states.
     assert isinstance(spec.drafter, dec.Kangaroo)
     scores, adapter = spec.drafter.propose(spec, weights, hidden, positions, caches[1])
-    return dec.surest(weights, scores), (caches[0], adapter)
+    return dec.surest(weights, scores)[:2], (caches[0], adapter)
 
 
 @_looped

@@ -35,6 +35,7 @@ const Isa kAvx2 = {
     avx2::to_bf16,
     avx2::from_bf16,
     avx2::highest,
+    avx2::highest_below,
     avx2::mass,
     avx2::search,
     false,

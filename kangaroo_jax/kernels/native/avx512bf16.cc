@@ -15,6 +15,7 @@ void rotate(float* x, const float* cos, const float* sin, int64_t width);
 void attend(const Attend& a, int64_t from, int64_t to);
 void from_bf16(const uint16_t* x, int64_t count, float* y);
 float highest(const float* values, int64_t size);
+float highest_below(const float* values, int64_t size, float bound);
 float mass(const float* values, int64_t size, float highest);
 float search(const Search& s);
 }  // namespace kangaroo::avx512
@@ -49,6 +50,7 @@ const Isa kAvx512Bf16 = {
     avx512bf16::to_bf16,
     avx512::from_bf16,
     avx512::highest,
+    avx512::highest_below,
     avx512::mass,
     avx512::search,
     true,

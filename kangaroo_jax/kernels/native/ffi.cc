@@ -567,8 +567,49 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooLayers3, LayersCall,
                                   .Attr<bool>("qk_norm")
                                   .Attr<bool>("last_norm"));
 
-// The place of the highest value of each row of x [B, T, size], and, with a second result, its softmax; of each sequence
-// the first `count` rows, 0 elsewhere.
+// Move slots start[b] + path[b, t] of each sequence to start[b] + t, in place; path rises, so nothing is overwritten that
+// is still to be moved. args: start [B], path [B, T], then caches [K * B, S, hd] or [S, hd]; results: the caches.
+static ffi::Error MoveCall(ffi::RemainingArgs args, ffi::RemainingRets results) {
+  using ffi::DataType;
+  Checks checks;
+  checks.that(args.size() >= 2 && args.size() == results.size() + 2, "wrong number of arrays");
+  if (!checks.ok()) return checks.error();
+  const ffi::AnyBuffer start = *args.get<ffi::AnyBuffer>(0), path = *args.get<ffi::AnyBuffer>(1);
+  checks.array("start", start, {-1}, DataType::S32, DataType::S32);
+  if (!checks.ok()) return checks.error();
+  const int64_t batch = start.dimensions()[0];
+  checks.array("path", path, {batch, -1}, DataType::S32, DataType::S32);
+  if (!checks.ok()) return checks.error();
+  const int64_t tokens = path.dimensions()[1];
+  const int32_t* starts = static_cast<const int32_t*>(start.untyped_data());
+  const int32_t* paths = static_cast<const int32_t*>(path.untyped_data());
+  for (size_t index = 0; index < results.size(); ++index) {
+    const ffi::AnyBuffer cache = *args.get<ffi::AnyBuffer>(index + 2), out = **results.get<ffi::AnyBuffer>(index);
+    const int64_t axes = cache.dimensions().size();
+    checks.that(axes == 3 || (axes == 2 && batch == 1), "a cache has shape " + shape_of(cache));
+    checks.that(cache.untyped_data() == out.untyped_data() && cache.size_bytes() == out.size_bytes(),
+                "a cache is not updated in place");
+    if (!checks.ok()) return checks.error();
+    const int64_t rows = axes == 3 ? cache.dimensions()[0] : 1, slots = cache.dimensions()[axes - 2];
+    checks.that(rows % batch == 0, "a cache has shape " + shape_of(cache));
+    if (!checks.ok() || cache.element_count() == 0) continue;
+    const int64_t bytes = cache.size_bytes() / (rows * slots);
+    for (int64_t row = 0; row < rows; ++row) {
+      char* data = static_cast<char*>(cache.untyped_data()) + row * slots * bytes;
+      const int64_t first = starts[row % batch];
+      for (int64_t token = 0; token < tokens; ++token) {
+        const int64_t from = first + paths[row % batch * tokens + token], to = first + token;
+        if (from != to && to >= 0 && from > to && from < slots) std::memcpy(data + to * bytes, data + from * bytes, bytes);
+      }
+    }
+  }
+  return checks.ok() ? ffi::Error::Success() : checks.error();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooMove, MoveCall, ffi::Ffi::Bind().RemainingArgs().RemainingRets());
+
+// The place of the highest value of each row of x [B, T, size]; with a second result its softmax, and with a third the
+// places of the next lower values [B, T, K]; of each sequence the first `count` rows, 0 elsewhere.
 ffi::Error HighestCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer count, ffi::Result<ffi::AnyBuffer> out,
                        ffi::RemainingRets more) {
   using ffi::DataType;
@@ -580,19 +621,29 @@ ffi::Error HighestCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer co
   checks.array("count", count, {batch}, DataType::S32, DataType::S32);
   checks.array("the result", *out, {batch, tokens}, DataType::S32, DataType::S32);
   checks.that(size > 0, "there is no highest of no values");
-  checks.that(more.size() <= 1, "there are one or two results");
+  checks.that(more.size() <= 2, "there are one to three results");
   if (!checks.ok()) return checks.error();
   float* shares = nullptr;
-  if (more.size() == 1) {
+  if (more.size() > 0) {
     const ffi::AnyBuffer share = **more.get<ffi::AnyBuffer>(0);
     checks.floats("the share", share, {batch, tokens});
     if (!checks.ok()) return checks.error();
     shares = static_cast<float*>(share.untyped_data());
   }
+  int32_t* others = nullptr;
+  int64_t each = 0;
+  if (more.size() > 1) {
+    const ffi::AnyBuffer other = **more.get<ffi::AnyBuffer>(1);
+    checks.array("the others", other, {batch, tokens, -1}, DataType::S32, DataType::S32);
+    if (!checks.ok()) return checks.error();
+    others = static_cast<int32_t*>(other.untyped_data());
+    each = other.dimensions()[2];
+  }
   const Isa& isa = best_isa();
   const Rows rows(count, batch, tokens);
   clear_others(rows, batch * tokens, 4, out->untyped_data());
   if (shares) clear_others(rows, batch * tokens, 4, shares);
+  if (others) clear_others(rows, batch * tokens, 4 * each, others);
   const int64_t parts = ceil_div(size, kPart);
   std::vector<float> found(rows.size() * parts), most(rows.size());
   auto part_of = [&](int64_t row, int64_t part) {
@@ -609,12 +660,25 @@ ffi::Error HighestCall(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer co
     auto odd = [](float value) { return value != value; };
     const float* part = std::find_if(highest, highest + parts, odd);
     if (part == highest + parts) part = std::max_element(highest, highest + parts);
+    auto place_in = [&](int64_t part, float wanted) {
+      const float* values = part_of(row, part);
+      auto right = [&](float value) { return value == wanted || (odd(wanted) && odd(value)); };
+      return static_cast<int32_t>(part * kPart + (std::find_if(values, values + size_of(part), right) - values));
+    };
     most[row] = *part;
-    const float* values = part_of(row, part - highest);
-    const int64_t place =
-        std::find_if(values, values + kPart, [&](float value) { return value == *part || odd(value); }) - values;
-    static_cast<int32_t*>(out->untyped_data())[rows.place[row]] =
-        static_cast<int32_t>((part - highest) * kPart + place);
+    static_cast<int32_t*>(out->untyped_data())[rows.place[row]] = place_in(part - highest, *part);
+    float bound = *part;
+    for (int64_t k = 0; k < each; ++k) {
+      int64_t where = 0;
+      float next = -INFINITY;
+      for (int64_t index = 0; index < parts; ++index) {
+        const float found = isa.highest_below(part_of(row, index), size_of(index), bound);
+        if (found > next) where = index;
+        next = std::max(next, found);
+      }
+      others[rows.place[row] * each + k] = next == -INFINITY ? 0 : place_in(where, next);
+      bound = next;
+    }
   });
   if (!shares) return ffi::Error::Success();
   team.run(rows.size() * parts, [&](int64_t chunk) {

@@ -103,6 +103,8 @@ struct Isa {
   void (*from_bf16)(const uint16_t* x, int64_t count, float* y);
   // The highest of some values; NaN if one of them is.
   float (*highest)(const float* values, int64_t size);
+  // The highest of those values that are below another one; -infinity if there is none.
+  float (*highest_below)(const float* values, int64_t size, float bound);
   // The sum of exp(value - highest).
   float (*mass)(const float* values, int64_t size, float highest);
   // The lowest (logit - highest) * factor that top_k and top_p leave in.

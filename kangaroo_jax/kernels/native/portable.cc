@@ -18,6 +18,7 @@ const Isa kPortable = {
     portable::to_bf16,
     portable::from_bf16,
     portable::highest,
+    portable::highest_below,
     portable::mass,
     portable::search,
     false,
