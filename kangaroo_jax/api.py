@@ -22,6 +22,7 @@ def generate(
     max_new_tokens: int = 128,
     gamma: int | None = None,
     eta: float | None = None,
+    siblings: int | None = None,
     method: str | None = None,
     eos_token_id: int | Sequence[int] | None = None,
     stop_strings: str | Sequence[str] | None = None,
@@ -54,6 +55,9 @@ def generate(
         gamma: largest number of tokens drafted in a round; default: the adapter's.
         eta: confidence below which drafting stops; 0 never stops early, above 1 always; default: the adapter's. It
             looks at the draft model's own top-1 probability, before temperature and cuts.
+        siblings: the draft model's next choices for the first drafted token, so many, which are verified with it: where
+            the target chooses one of them, that is one token more; default: the adapter's. They are used where one
+            sequence is decoded greedily.
         method: ``"kangaroo"``, or ``"plain"`` for decoding without a draft; default: the adapter's, which is Kangaroo
             unless ``tune`` found that no drafting pays and that was saved.
         eos_token_id: token or tokens that end the text; default: the model's own; ``()`` for none.
@@ -75,7 +79,8 @@ def generate(
             and ``documents``. Only for conversations.
         per_prompt: what is different for single prompts of a list: for each of them a mapping of some of the options
             above to values, empty for none. A batch may so hold greedy and sampled texts, with budgets, ends and seeds
-            of their own; each is what its prompt gives alone. gamma, method and num_return_sequences are the batch's.
+            of their own; each is what its prompt gives alone. gamma, siblings, method and
+            num_return_sequences are the batch's.
         streamer: an object with Hugging Face's ``put`` and ``end``: gets the prompt's ids, then new ids as they are
             committed; for one sequence.
 
@@ -89,6 +94,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         gamma=gamma,
         eta=eta,
+        siblings=siblings,
         method=method,
         eos_token_id=eos_token_id,
         stop_strings=stop_strings,

@@ -115,12 +115,14 @@ def add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int = Options.
     add = parser.add_argument
     add("--max-new-tokens", type=int, metavar="N", default=max_new_tokens, help="token budget (default: %(default)s)")
     add("--gamma", type=int, metavar="N", help="most tokens drafted in a round (default: the adapter's)")
+    siblings = "next choices verified beside the first drafted token"
+    add("--siblings", type=int, metavar="N", help=f"{siblings} (default: the adapter's)")
     add("--eta", type=float, metavar="P", help="confidence below which drafting stops (default: the adapter's)")
 
 
 def decoding(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of ``kangaroo_jax.generate`` that the options of ``add_decoding`` stand for."""
-    return {"max_new_tokens": args.max_new_tokens, "gamma": args.gamma, "eta": args.eta}
+    return {"max_new_tokens": args.max_new_tokens, "gamma": args.gamma, "eta": args.eta, "siblings": args.siblings}
 
 
 def add_writing(parser: argparse.ArgumentParser) -> None:

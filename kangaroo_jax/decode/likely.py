@@ -25,7 +25,8 @@ def surest(
     The probability is the confidence of a draft (paper, 3.2). Of equally likely ones behind the first there is one.
     """
     if kernels.packs(weights["target"]):
-        return tuple(found[:, 0] for found in kernels.surest(scores[:, None], others))
+        token, share, lower = kernels.surest(scores[:, None], others)
+        return token[:, 0], share[:, 0], lower[:, 0]
     left, following = scores, []
     for _ in range(others):
         left = jnp.where(left >= left.max(-1, keepdims=True), -jnp.inf, left)

@@ -13,7 +13,7 @@ import numpy as np
 
 from kangaroo_jax import decode as dec
 from kangaroo_jax.checks import integer, plain, real, text, token_ids
-from kangaroo_jax.model import METHODS
+from kangaroo_jax.model import METHODS, SIBLINGS
 from kangaroo_jax.params import Params, check_params
 
 
@@ -24,6 +24,7 @@ class Options:
     max_new_tokens: int = 128
     gamma: int | None = None
     eta: float | None = None
+    siblings: int | None = None
     method: str | None = None
     eos_token_id: int | Sequence[int] | None = None
     stop_strings: str | Sequence[str] | None = None
@@ -44,7 +45,7 @@ class Options:
             raise TypeError(str(error).replace("Options.__init__()", f"{caller}()")) from None
 
 
-OF_A_BATCH = ("gamma", "method", "num_return_sequences")
+OF_A_BATCH = ("gamma", "siblings", "method", "num_return_sequences")
 """Options that all prompts of a call share; every other one may differ from prompt to prompt."""
 
 
@@ -206,6 +207,9 @@ def _drafter(params: Params, options: Options, method: str) -> tuple[dec.Drafter
     gamma = options.gamma
     if gamma is not None:
         gamma = integer("gamma", gamma, 1, params.config.max_position_embeddings)
+    siblings = options.siblings
+    if siblings is not None:
+        siblings = integer("siblings", siblings, 0, SIBLINGS)
     if method == "plain":
         return dec.PLAIN, 0
     draft = params.draft
@@ -214,7 +218,8 @@ def _drafter(params: Params, options: Options, method: str) -> tuple[dec.Drafter
             f"{params.name} has no adapter; train one with 'python -m train.adapter --model {params.name}', "
             "pass load(..., adapter=DIR), or use method='plain'"
         )
-    return dec.Kangaroo(draft.adapter, draft.siblings, exit_layer=draft.exit_layer), gamma or draft.gamma
+    siblings = draft.siblings if siblings is None else siblings
+    return dec.Kangaroo(draft.adapter, siblings, exit_layer=draft.exit_layer), gamma or draft.gamma
 
 
 def _settings(params: Params, options: Options, method: str) -> Settings:

@@ -144,6 +144,8 @@ class LlamaConfig:
         return dataclasses.replace(self, model_type="llama", sliding_window=None)
 
 
+SIBLINGS = 16
+"""Most second choices that are verified beside the first drafted token."""
 METHODS = ("kangaroo", "plain")
 """Ways to decode a text."""
 

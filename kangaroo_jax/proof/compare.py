@@ -129,6 +129,7 @@ def compare(
     max_new_tokens: int = 128,
     gamma: int | None = None,
     eta: float | None = None,
+    siblings: int | None = None,
     repeats: int = 3,
     tick: Callable[[], Any] = lambda: None,
 ) -> list[Pair]:
@@ -140,6 +141,7 @@ def compare(
         max_new_tokens: token budget of each run.
         gamma: as for ``generate``.
         eta: as for ``generate``.
+        siblings: as for ``generate``.
         repeats: measured runs of each method on each prompt, at least 1.
         tick: called after every measured pair of runs.
     """
@@ -147,7 +149,7 @@ def compare(
         raise ValueError(f"repeats is {repeats}; it must be at least 1")
 
     def run(method: str, prompt: Any) -> Generation:
-        extra: dict[str, Any] = {"gamma": gamma, "eta": eta} if method == "kangaroo" else {}
+        extra: dict[str, Any] = {"gamma": gamma, "eta": eta, "siblings": siblings} if method == "kangaroo" else {}
         return generate(params, prompt, method=method, max_new_tokens=max_new_tokens, **extra)
 
     pairs = []

@@ -142,6 +142,7 @@ def verify_lossless(
     max_new_tokens: int = 128,
     gamma: int | None = None,
     eta: float | None = None,
+    siblings: int | None = None,
     names: Sequence[str] | None = None,
     tick: Callable[[], Any] = lambda: None,
 ) -> LosslessReport:
@@ -159,6 +160,7 @@ def verify_lossless(
         max_new_tokens: token budget of each run.
         gamma: as for ``generate``.
         eta: as for ``generate``.
+        siblings: as for ``generate``.
         names: what to call the prompts in the report; default: how they begin.
         tick: called after every prompt.
 
@@ -173,8 +175,9 @@ def verify_lossless(
     if names is not None and len(names) != len(given):
         raise ValueError(f"names has {len(names)} entries for {len(given)} prompts; pass one for each")
     rows, kangaroo = [], None
+    how: dict[str, Any] = {"gamma": gamma, "eta": eta, "siblings": siblings}
     for index, prompt in enumerate(given):
-        kangaroo = generate(params, prompt, max_new_tokens=max_new_tokens, gamma=gamma, eta=eta, method="kangaroo")
+        kangaroo = generate(params, prompt, max_new_tokens=max_new_tokens, method="kangaroo", **how)
         plain = generate(params, prompt, max_new_tokens=max_new_tokens, method="plain")
         name = _beginning(params, prompt) if names is None else names[index]
         rows.append(_compare(params, name, prompt, max_new_tokens, plain, kangaroo))

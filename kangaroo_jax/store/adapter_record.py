@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kangaroo_jax.checks import brief
-from kangaroo_jax.model import METHODS, AdapterConfig, KangarooConfig, LlamaConfig
+from kangaroo_jax.model import METHODS, SIBLINGS, AdapterConfig, KangarooConfig, LlamaConfig
 from kangaroo_jax.store.dialects import config_to_hf
 from kangaroo_jax.store.mapping import flatten
 from kangaroo_jax.store.torch_zip import shown
@@ -29,10 +29,13 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "intermediate_size": (int, type(None)),
     "draft_vocabulary": (int, type(None)),
     "method": (str,),
+    "siblings": (int,),
 }
 # What records had no place for at first.
 _OWN = ("rope_theta", "num_key_value_heads", "intermediate_size", "draft_vocabulary")
-_WITHOUT: dict[str, Any] = {"training": {}, "adapter": "kangaroo", "method": "kangaroo"} | dict.fromkeys(_OWN)
+_WITHOUT: dict[str, Any] = {"training": {}, "adapter": "kangaroo", "method": "kangaroo", "siblings": 0} | dict.fromkeys(
+    _OWN
+)
 
 
 def fingerprint(config: LlamaConfig) -> str:
@@ -54,6 +57,8 @@ def adapter_record(config: LlamaConfig, draft: KangarooConfig, training: Mapping
     adapter |= {name: value for name in _OWN if (value := getattr(draft.adapter, name)) is not None}
     if draft.method != "kangaroo":
         fields |= {"method": draft.method}
+    if draft.siblings:
+        fields |= {"siblings": draft.siblings}
     target = {"hidden_size": config.hidden_size, "target": fingerprint(config)}
     return fields | adapter | target | {"training": dict(training)}
 
@@ -84,7 +89,9 @@ def read_record(
         adapter = AdapterConfig(fields["adapter"], **{name: fields[name] for name in _OWN})
     except ValueError as error:
         raise ValueError(f"{where}: {error}; {AGAIN}") from None
-    draft = KangarooConfig(fields["exit_layer"], fields["gamma"], fields["eta"], adapter, fields["method"])
+    draft = KangarooConfig(
+        fields["exit_layer"], fields["gamma"], fields["eta"], adapter, fields["method"], fields["siblings"]
+    )
     if exit_layer not in (None, draft.exit_layer):
         raise ValueError(
             f"{where}: the adapter was trained for exit_layer {brief(draft.exit_layer)}, and exit_layer "
@@ -120,6 +127,8 @@ def check_draft(draft: KangarooConfig, config: LlamaConfig, where: str) -> None:
             f"{where}: gamma is {brief(draft.gamma)}; it must be at most the model's context, "
             f"{config.max_position_embeddings} tokens"
         )
+    if not 0 <= draft.siblings <= SIBLINGS:
+        raise ValueError(f"{where}: siblings is {brief(draft.siblings)}; it must be from 0 to {SIBLINGS}")
     if draft.method not in METHODS:
         raise ValueError(f"{where}: method is {brief(draft.method)}; it must be one of {', '.join(METHODS)}")
     if not 0 <= draft.eta <= sys.float_info.max:  # JSON's integers have no bound.
