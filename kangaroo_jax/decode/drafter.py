@@ -116,6 +116,11 @@ class Drafter:
         """Whether it drafts lines, and the confidence of their tokens is a probability of its own."""
         return False
 
+    @property
+    def forks(self) -> bool:
+        """Whether its trees are a line and tokens that follow the root: what a row sees before itself is a line."""
+        return False
+
     def rows(self, gamma: int) -> int:
         """Return the rows of a verification: ``gamma + 1`` rounded up to a multiple of 8.
 

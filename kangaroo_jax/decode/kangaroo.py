@@ -65,6 +65,11 @@ class Kangaroo(Drafter):
         """Return the rows of a line and of the siblings."""
         return super().rows(gamma + self.siblings)
 
+    @property
+    def forks(self) -> bool:
+        """Return True."""
+        return True
+
     def vocabulary(self, weights: Weights) -> Int[Array, " N"] | None:
         """Return the ids of the tokens that draft logits are of; None where they are of all."""
         return weights["adapter"].get("draft_vocabulary", {}).get("ids")

@@ -30,6 +30,8 @@ def verify(
         context = line(root[:, None] + jnp.arange(spec.rows)[None], state.slots, count)
     else:
         context = branch(root, tree.depth, tree.visible, state.slots).replace(count=count)
+        if spec.drafter.forks:
+            context = context.replace(twins=context.positions)
     exit_layer, last, target = spec.drafter.exit_layer, spec.config.num_hidden_layers, weights["target"]
     deep = state.caches[exit_layer:]
     x, deep = run_layers(spec.config, target, draft.hidden, context, deep, exit_layer, last)

@@ -61,6 +61,7 @@ def layers(
     eps: float,
     norm: Float[Array, " D"] | None = None,
     count: Int[Array, " B"] | None = None,
+    twins: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T D"], list[tuple[Array, Array]]]:
     """Run decoder layers in one call, each row by the same operations whatever rows are beside it.
 
@@ -78,6 +79,8 @@ def layers(
         norm: scale of a norm after the last layer.
         count: tokens of each sequence that are computed, counted from the first; the hidden states of the others become
             zeros, and their slots stay as they are. Default: all.
+        twins: slots in whose place a token's own key and value count for it, and where ``mask`` has it: sums are then
+            made in the order in which they are made where the token is in that slot. Default: its own slot.
 
     Returns:
         The hidden states after the last layer, and the caches with this block written to ``start`` and after.
@@ -93,6 +96,7 @@ def layers(
         "qkv_bias": "bias" in attention["qkv_proj"],
         "qk_norm": "q_norm" in attention,
         "last_norm": norm is not None,
+        "has_twins": twins is not None,
     }
 
     arrays: list[Array] = [
@@ -101,6 +105,7 @@ def layers(
         mask,
         start.astype(jnp.int32),
         _counts(count, x),
+        *([] if twins is None else [twins.astype(jnp.int32)]),
     ]
     places = []
     for layer, pair in zip(parts, caches, strict=True):

@@ -18,6 +18,8 @@ class Context(struct.PyTreeNode):
         visible: which slots each token sees, itself included; a sliding window comes on top, ``[B, T, S]``.
         count: how many tokens of each sequence matter, counted from the first, ``[B]``; None is all. What becomes of
             the others, and of their slots, is not said: native kernels leave them out, XLA computes them.
+        twins: slots that the tokens would be in if they followed what they see, if that is not so for all, ``[B, T]``.
+            Native kernels add up in that order, so that a token's bits do not depend on its slot.
     """
 
     positions: Int[Array, "B T"]
@@ -25,6 +27,7 @@ class Context(struct.PyTreeNode):
     keys: Int[Array, "#B S"]
     visible: Bool[Array, "B T S"]
     count: Int[Array, " B"] | None = None
+    twins: Int[Array, "B T"] | None = None
 
     def mask(self, sliding_window: int | None) -> Bool[Array, "B T S"]:
         """Return which slots each token sees in a layer with this window.
@@ -122,7 +125,7 @@ def fork(
     before = jnp.where(first, position[:, None], root[:, None])
     visible = (slot[:, None] <= before[:, :, None]) | (slot[:, None] == own[:, :, None])
     keys = jnp.where(slot > position[:, None], root[:, None] + 1, slot)
-    return Context(positions, position, keys, visible, count)
+    return Context(positions, position, keys, visible, count, positions)
 
 
 def _put(rows: Shaped[Array, "B *X S"], block: Shaped[Array, "B *X T"], start: Int[Array, " B"]) -> Array:

@@ -82,16 +82,19 @@ class Shared(struct.PyTreeNode):
         rope: cosines and sines of the rotary angles, ``[B, T, 1, hd / 2]``.
         mask: which slots each token sees, ``[B, T, S]``.
         start: slot of the first token, ``[B]``.
+        twins: as in ``Context``.
     """
 
     rope: tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]
     mask: Bool[Array, "B T S"]
     start: Int[Array, " B"]
+    twins: Int[Array, "B T"] | None = None
 
 
 def share(config: LlamaConfig, context: Context) -> Shared:
     """Return what layers of this shape share in a block's context."""
-    return Shared(rope_table(config, context.positions), context.mask(config.sliding_window), context.start)
+    mask = context.mask(config.sliding_window)
+    return Shared(rope_table(config, context.positions), mask, context.start, context.twins)
 
 
 def attend(

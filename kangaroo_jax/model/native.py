@@ -42,11 +42,16 @@ def run_packed(
     if held is None:
         held = init_cache(config, batch, tokens, x.dtype, len(parts))
         start = jnp.zeros_like(start)
+    mask, twins = shared.mask, shared.twins
+    if twins is not None:
+        slot = jnp.arange(mask.shape[2])[None, None]
+        own = start[:, None, None] + jnp.arange(tokens)[None, :, None]
+        mask = (mask & (slot != own)) | (slot == twins[:, :, None])
     x, updated = kernels.layers(
         parts,
         x,
         shared.rope,
-        shared.mask,
+        mask,
         start,
         [(cache.k, cache.v) for cache in held],
         config.num_attention_heads,
@@ -54,5 +59,6 @@ def run_packed(
         config.rms_norm_eps,
         norm,
         count,
+        twins,
     )
     return x, None if caches is None else tuple(KVCache(k, v) for k, v in updated)

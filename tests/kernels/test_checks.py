@@ -64,6 +64,7 @@ def layers_call() -> Call:
         "mask": ((BATCH, TOKENS, SLOTS), "bool"),
         "start": ((BATCH,), S32),
         "count": ((BATCH,), S32),
+        "twins": ((BATCH, TOKENS), S32),
         "input norm": ((WIDTH,), F32),
         "qkv": ((-(-qkv // 32), WIDTH, 32), F32),
         "bias": ((qkv,), F32),
@@ -78,7 +79,7 @@ def layers_call() -> Call:
         "last norm": ((WIDTH,), F32),
     }
     numbers = {"layers": 1, "heads": HEADS, "kv_heads": KV_HEADS, "head_width": HEAD, "inner": INNER}
-    flags = dict.fromkeys(("input_norm", "qkv_bias", "qk_norm", "last_norm"), True)
+    flags = dict.fromkeys(("input_norm", "qkv_bias", "qk_norm", "last_norm", "has_twins"), True)
     workspace = BATCH * TOKENS * sum(map(stride, (WIDTH, WIDTH, qkv, HEADS * HEAD, INNER)))
     return Call(
         "kangaroo_layers",
@@ -96,10 +97,16 @@ def search_call() -> Call:
     return Call("kangaroo_search", arguments, [((BATCH,), F32), ((BATCH, WIDTH + 32), F32)], {})
 
 
-def highest_call(share: bool = False) -> Call:
+def highest_call(more: int = 0) -> Call:
     arguments = {"x": ((BATCH, TOKENS, WIDTH), F32), "count": ((BATCH,), S32)}
-    results = [((BATCH, TOKENS), S32)] + [((BATCH, TOKENS), F32)] * share
+    results = [((BATCH, TOKENS), S32), ((BATCH, TOKENS), F32), ((BATCH, TOKENS, 2), S32)][: 1 + more]
     return Call("kangaroo_highest", arguments, results, {})
+
+
+def move_call() -> Call:
+    cache = ((KV_HEADS * BATCH, SLOTS, HEAD), F32)
+    arguments = {"start": ((BATCH,), S32), "path": ((BATCH, 3), S32), "k": cache, "v": cache}
+    return Call("kangaroo_move", arguments, [cache, cache], {}, {"k": 0, "v": 1})
 
 
 def refused(call: Call, words: str) -> None:
@@ -109,7 +116,15 @@ def refused(call: Call, words: str) -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [product_call, lambda: product_call(True), layers_call, search_call, highest_call, lambda: highest_call(True)],
+    [
+        product_call,
+        lambda: product_call(True),
+        layers_call,
+        search_call,
+        highest_call,
+        lambda: highest_call(2),
+        move_call,
+    ],
 )
 def test_a_right_call_goes_through(make: Callable[[], Call]) -> None:
     assert all(np.isfinite(found).all() for found in make().run()[::2])
@@ -132,6 +147,13 @@ def test_every_wrong_shape_is_noticed(make: Callable[[], Call]) -> None:
             larger.pop()  # Any number of columns has a highest.
         for wrong in (*larger, shape[1:]):
             refused(changed(make(), name, wrong, dtype), ".*(has shape|columns, and the matrix)")
+
+
+def test_a_move_is_checked() -> None:
+    refused(changed(move_call(), "start", (BATCH, 1), S32), "start has shape")
+    refused(changed(move_call(), "path", (BATCH + 1, 3), S32), "path has shape")
+    refused(changed(move_call(), "path", (BATCH, 3), F32), "path has another dtype")
+    refused(changed(move_call(), "k", (KV_HEADS * BATCH + 1, SLOTS, HEAD), F32), "a cache has shape")
 
 
 @pytest.mark.parametrize("make", [lambda: product_call(True), layers_call, search_call, highest_call])

@@ -87,8 +87,14 @@ def test_the_most_likely_token_is_the_first_highest_or_the_first_nan(
     counts = np.array([0, 2, 5], np.int32)
     expected = np.where(np.arange(5) < counts[:, None], x.argmax(-1), 0)
     np.testing.assert_array_equal(highest(x, counts), expected)
-    place, share = surest(x)
+    place, share, others = surest(x, 2)
     np.testing.assert_array_equal(place, x.argmax(-1))
     with np.errstate(invalid="ignore"):
         wide = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True))
     np.testing.assert_allclose(share, 1 / wide.sum(-1), rtol=2e-6)
+    lower, expected = x, []
+    for _ in range(2):
+        lower = np.where(lower < lower.max(-1, keepdims=True), lower, -np.inf)
+        expected.append(np.where(lower.max(-1) > -np.inf, lower.argmax(-1), 0))
+    real = np.isfinite(x).all(-1)
+    np.testing.assert_array_equal(np.asarray(others)[real], np.stack(expected, -1)[real])

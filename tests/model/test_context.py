@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kangaroo_jax.model import LlamaConfig, branch, init_adapter, init_cache, init_params, line, run_adapter, run_layers
+from kangaroo_jax.model import (
+    LlamaConfig,
+    branch,
+    fork,
+    init_adapter,
+    init_cache,
+    init_params,
+    line,
+    run_adapter,
+    run_layers,
+)
 
 SLOTS = 13
 # A root, a and b after it, c and d after b: two tokens at depth 1, two at depth 2.
@@ -73,6 +83,23 @@ def test_a_tree_sees_the_past_and_its_ancestors() -> None:
     ]
     # fmt: on
     assert tree(2).positions.tolist() == [[2, 3, 3, 4, 4]] and tree(2).start.tolist() == [2]
+
+
+def test_a_fork_is_a_tree_of_a_line_and_what_may_stand_in_its_place() -> None:
+    made = fork(jnp.array([3]), jnp.array([1]), 2, 7)
+    # fmt: off
+    assert drawn(made.mask(None)[0]) == [
+        "x x x x . . .",  # the line's end at position 3
+        "x x . . x . .",  # two at 2
+        "x x . . . x .",
+    ]
+    assert drawn(made.mask(2)[0]) == [
+        ". . x x . . .",
+        ". x . . x . .",
+        ". x . . . x .",
+    ]
+    # fmt: on
+    assert made.positions.tolist() == made.twins.tolist() == [[3, 2, 2]] and made.start.tolist() == [3]
 
 
 def test_a_window_counts_positions_in_a_tree_not_slots() -> None:

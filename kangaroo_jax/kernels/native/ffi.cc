@@ -278,6 +278,7 @@ struct Stack {
   const float* sin;
   const uint8_t* mask;
   const int32_t* start;
+  const int32_t* twins;
   float *x, *normed, *qkv, *mixed, *gated;  // rows of the workspace
 
   int64_t rows() const { return list.size(); }
@@ -343,15 +344,18 @@ struct Stack {
     return qkv + row * qkv_stride() + head * (heads / kv_heads + 2) * head_width;
   }
 
+  // As lax.dynamic_update_slice does, a block that would reach beyond the cache starts earlier.
+  int64_t first_slot(int64_t sequence) const {
+    return std::min(std::max<int64_t>(start[sequence], 0), slots - tokens);
+  }
+
   // Norms and rotary positions of q and k; keys and values go to the cache.
   void place(const Layer& layer) {
     const int64_t group = heads / kv_heads;
     for_rows(team, rows(), [&](int64_t row) {
       const int64_t place = list.place[row], sequence = place / tokens;
       const float *c = cos + place * (head_width / 2), *s = sin + place * (head_width / 2);
-      // As lax.dynamic_update_slice does, a block that would reach beyond the cache starts earlier.
-      const int64_t first = std::min(std::max<int64_t>(start[sequence], 0), slots - tokens);
-      const int64_t slot = first + place % tokens;
+      const int64_t slot = first_slot(sequence) + place % tokens;
       for (int64_t head = 0; head < kv_heads; ++head) {
         float *q = group_at(row, head), *k = q + group * head_width, *v = k + head_width;
         for (float* values = q; values < v; values += head_width) {
@@ -407,6 +411,8 @@ struct Stack {
       a.limit = std::min(std::max<int64_t>(start[sequence], 0) + tokens, slots);
       a.width = head_width;
       a.heads = group;
+      a.twins = twins ? twins + sequence * tokens : nullptr;
+      a.first = first_slot(sequence);
       a.scale = 1.0f / std::sqrt(static_cast<float>(head_width));
       a.scores = scores.data();
       isa.attend(a, piece * some, std::min((piece + 1) * some, queries));
@@ -435,12 +441,13 @@ constexpr int64_t kPhases = 10;  // Of a layer, at most.
 }  // namespace
 
 // Decoder layers, in place in their caches.
-// args: x [B, T, D], cos and sin [B, T, hd/2], mask [B, T, S], start [B], count [B], then of each layer: (input norm),
+// args: x [B, T, D], cos and sin [B, T, hd/2], mask [B, T, S], start [B], count [B], (twins [B, T],) then of each layer:
+// (input norm),
 // qkv, (qkv bias), (q norm, k norm), o, (post norm, gate and up, down), k, v; at last (norm).
 // results: x, the workspace, then k and v of each layer, which share their memory with the arguments.
 static ffi::Error LayersCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets results, int64_t layers,
                              int64_t heads, int64_t kv_heads, int64_t head_width, int64_t inner, float eps,
-                             bool input_norm, bool qkv_bias, bool qk_norm, bool last_norm) {
+                             bool input_norm, bool qkv_bias, bool qk_norm, bool last_norm, bool has_twins) {
   using ffi::DataType;
   const int64_t each = 4 + input_norm + qkv_bias + 2 * qk_norm + 3 * (inner > 0);
   Checks checks;
@@ -450,7 +457,7 @@ static ffi::Error LayersCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi:
               head_width > 0 && head_width <= most && head_width % 2 == 0 && inner >= 0 && inner <= most,
               "impossible numbers of layers, heads or columns");
   if (!checks.ok()) return checks.error();
-  checks.that(static_cast<int64_t>(args.size()) == 6 + layers * each + last_norm, "wrong number of arrays");
+  checks.that(static_cast<int64_t>(args.size()) == 6 + has_twins + layers * each + last_norm, "wrong number of arrays");
   checks.that(static_cast<int64_t>(results.size()) == 2 + 2 * layers, "wrong number of results");
   if (!checks.ok()) return checks.error();
 
@@ -466,11 +473,17 @@ static ffi::Error LayersCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi:
   checks.array("start", start, {batch}, DataType::S32, DataType::S32);
   checks.array("count", count, {batch}, DataType::S32, DataType::S32);
   if (!checks.ok()) return checks.error();
+  const int32_t* twins = nullptr;
   const int64_t slots = mask.dimensions()[2], query_width = heads * head_width;
   const int64_t qkv_width = (heads + 2 * kv_heads) * head_width;
   checks.that(tokens <= slots, "a block of " + std::to_string(tokens) + " tokens does not fit " +
               std::to_string(slots) + " slots");
 
+  if (has_twins) {
+    const ffi::AnyBuffer given = take();
+    checks.array("the twins", given, {batch, tokens}, DataType::S32, DataType::S32);
+    twins = static_cast<const int32_t*>(given.untyped_data());
+  }
   std::vector<Layer> stack(layers);
   int64_t most_bytes = 0;
   auto scale = [&](const char* name, bool given, int64_t size) -> const float* {
@@ -526,7 +539,7 @@ static ffi::Error LayersCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi:
   Stack s{best_isa(), team, rows, batch, tokens, width, heads, kv_heads, head_width, inner, slots, eps,
           x.element_type() == DataType::BF16, static_cast<const float*>(cos.untyped_data()),
           static_cast<const float*>(sin.untyped_data()), static_cast<const uint8_t*>(mask.untyped_data()),
-          static_cast<const int32_t*>(start.untyped_data()), nullptr, nullptr, nullptr, nullptr, nullptr};
+          static_cast<const int32_t*>(start.untyped_data()), twins, nullptr, nullptr, nullptr, nullptr, nullptr};
   checks.floats("the workspace", workspace, {s.workspace()});
   if (!checks.ok()) return checks.error();
   clear_others(rows, batch * tokens, width * (s.round ? 2 : 4), out.untyped_data());
@@ -565,7 +578,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooLayers3, LayersCall,
                                   .Attr<bool>("input_norm")
                                   .Attr<bool>("qkv_bias")
                                   .Attr<bool>("qk_norm")
-                                  .Attr<bool>("last_norm"));
+                                  .Attr<bool>("last_norm")
+                                  .Attr<bool>("has_twins"));
 
 // Move slots start[b] + path[b, t] of each sequence to start[b] + t, in place; path rises, so nothing is overwritten that
 // is still to be moved. args: start [B], path [B, T], then caches [K * B, S, hd] or [S, hd]; results: the caches.

@@ -62,15 +62,18 @@ struct Attend {
   int64_t width = 0;
   int64_t heads = 0;  // query heads of this key/value head
   float scale = 0;
+  // Slots in whose place each token's own key and value count for it, [token]; null where that is its own slot.
+  const int32_t* twins = nullptr;
+  int64_t first = 0;  // The slot of token 0.
   float* scores = nullptr;  // this chunk's own, of attend_floats()
 };
 
 constexpr int64_t kQueries = 16;  // Queries of one key/value head that are computed in one go, at most.
 constexpr int64_t kGroup = 16;    // Slots are looked at in groups of so many, counted from slot 0.
 
-// What `Attend::scores` has room for: scores of all queries, and a tile of keys.
+// What `Attend::scores` has room for: scores of all queries, a tile of keys, and one key.
 inline int64_t attend_floats(int64_t slots, int64_t width) {
-  return kQueries * ((slots + kGroup - 1) / kGroup * kGroup) + width * kGroup;
+  return kQueries * ((slots + kGroup - 1) / kGroup * kGroup) + width * kGroup + width;
 }
 
 // The logits of one token whose cuts are searched for.
