@@ -25,20 +25,21 @@ def plain(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
 
 
 def kangaroo(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
-    """Return Kangaroo; gamma and eta of the adapter where the settings leave them open.
+    """Return Kangaroo; gamma, eta and siblings of the adapter where the settings leave them open.
 
     Raises:
         ValueError: if the model has no adapter.
     """
-    checked = plan(params, Options(method="kangaroo", gamma=settings["gamma"], eta=settings["eta"]))
+    checked = plan(params, Options(method="kangaroo", **settings))
     spec, eta = checked.spec, checked.settings[0].eta
-    used = {"gamma": spec.gamma, "eta": eta, "exit_layer": spec.drafter.exit_layer}
+    assert isinstance(spec.drafter, dec.Kangaroo)
+    used = {"gamma": spec.gamma, "eta": eta, "siblings": spec.drafter.siblings, "exit_layer": spec.drafter.exit_layer}
     return Ready("kangaroo", params, spec, eta, None, count_parameters(params.adapter), used)
 
 
 def kangaroo_fixed(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
     """Return Kangaroo without its second early exit: always ``gamma`` tokens."""
-    fixed = kangaroo(params, {**settings, "eta": 0.0})
+    fixed = kangaroo(params, {**settings, "eta": 0.0, "siblings": 0})
     return dataclasses.replace(fixed, name="kangaroo-fixed")
 
 
@@ -93,10 +94,10 @@ METHODS = (
         "kangaroo",
         "exit layer, adapter and the target's head draft, until they lose confidence",
         PAPER,
-        {"gamma": None, "eta": None},
+        {"gamma": None, "eta": None, "siblings": None},
         kangaroo,
         "python -m train.adapter --model MODEL",
-        published={"gamma": 6, "eta": 0.6},
+        published={"gamma": 6, "eta": 0.6, "siblings": 0},
     ),
     Method(
         "kangaroo-fixed",
