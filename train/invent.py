@@ -21,10 +21,10 @@ from typing import Any
 import kangaroo_jax
 from kangaroo_jax.checks import integer, real
 from kangaroo_jax.engine import Options, Plan, plan
-from kangaroo_jax.files import check_vacant, whole_file
+from kangaroo_jax.files import whole_file
 from kangaroo_jax.store import fingerprint, resolve
 from kangaroo_jax.text import Tokenizer, chat_ids
-from train.regenerate import heed, partial_of
+from train.regenerate import check_out, heed, partial_of
 from train.render import find_template
 from train.replies import Writer
 from train.reply_rows import Row
@@ -127,10 +127,10 @@ def invent(args: argparse.Namespace) -> str:
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": NO_REPLY}]
             file.write(json.dumps({"id": f"invented-{number}", "messages": messages}) + "\n")
     journal.path.unlink()
-    cut = args.rows - len(whole)
+    cut = sum(reply.cut for row in rows for reply in row.replies)
     return (
         f"{len(questions):,} questions written to {args.out}; left out: {cut:,} without an end, "
-        f"{len(whole) - len(questions):,} that were there or empty"
+        f"{args.rows - cut - len(questions):,} that were there or empty"
     )
 
 
@@ -140,9 +140,7 @@ def check_options(args: argparse.Namespace) -> None:
         integer(f"--{name.replace('_', '-')}", getattr(args, name), least)
     real("--temperature", args.temperature, "0 or more", 0, None)
     real("--top-p", args.top_p, "a share from 0 to 1", 0, 1)
-    if args.out.suffix != ".jsonl":
-        raise ValueError(f"--out {args.out} does not end in .jsonl, by which its form is known; pass another name")
-    check_vacant(args.out, args.force)
+    check_out(args.out, args.force)
     resolve(args.model)
 
 

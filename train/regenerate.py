@@ -122,13 +122,18 @@ def check_options(args: argparse.Namespace) -> None:
     for name, most in (("eta", None), ("temperature", None), ("top_p", 1)):
         if (value := getattr(args, name)) is not None:
             real(f"--{name.replace('_', '-')}", value, "0 or more" if most is None else "a share from 0 to 1", 0, most)
-    if args.out.suffix != ".jsonl":
-        raise ValueError(f"--out {args.out} does not end in .jsonl, by which its form is known; pass another name")
-    check_vacant(args.out, args.force)
-    if args.out.is_dir():
-        raise ValueError(f"--out {args.out} is a folder; pass the name of a file")
+    check_out(args.out, args.force)
     check_data(args)
     resolve(args.model)
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Raise ValueError in one line if rows cannot be written there."""
+    if out.suffix != ".jsonl":
+        raise ValueError(f"--out {out} does not end in .jsonl, by which its form is known; pass another name")
+    check_vacant(out, force)
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; pass the name of a file")
 
 
 def partial_of(out: Path) -> Path:

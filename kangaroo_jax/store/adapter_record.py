@@ -33,9 +33,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 # What records had no place for at first.
 _OWN = ("rope_theta", "num_key_value_heads", "intermediate_size", "draft_vocabulary")
-_WITHOUT: dict[str, Any] = {"training": {}, "adapter": "kangaroo", "method": "kangaroo", "siblings": 0} | dict.fromkeys(
-    _OWN
-)
+_WITHOUT: dict[str, Any] = dict.fromkeys(_OWN)
+_WITHOUT |= {"training": {}, "adapter": "kangaroo", "method": "kangaroo", "siblings": 0}
 
 
 def fingerprint(config: LlamaConfig) -> str:
