@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
-from kangaroo_jax.kernels import pack_adapter, pack_leaf, pack_target, packs, use_native
+from kangaroo_jax.kernels import DRAFT_WEIGHTS, pack_adapter, pack_leaf, pack_target, packs, use_native
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, with_draft_head
 from kangaroo_jax.store import (
     Placement,
@@ -54,6 +55,11 @@ class Params(struct.PyTreeNode):
         return "native" if packs(self.target) else "xla"
 
     @property
+    def draft_weights(self) -> str | None:
+        """How the adapter's matrices are stored: ``"int8"`` or, as they are, ``"full"``; None without an adapter."""
+        return self.adapter and ("int8" if packs(self.adapter, jnp.int8) else "full")
+
+    @property
     def chats(self) -> bool:
         """Whether it answers messages: its template ends an answer with a token that ends its texts."""
         return answers(self.tokenizer, self.name, self.config.eos_token_id)
@@ -73,6 +79,7 @@ def load(
     dtype: Any = None,
     sharding: Placement = None,
     kernels: str = "auto",
+    draft_weights: str = "auto",
 ) -> Params:
     """Load a model and its adapter straight to devices: on the way no second copy of the model is made.
 
@@ -90,14 +97,18 @@ def load(
         kernels: ``"native"``: the weights are packed for the package's own CPU kernels, and kept in bf16 where that
             holds them exactly; ``"xla"``: they stay arrays; default: native on a CPU where the kernels were built, and
             no ``sharding`` is given.
+        draft_weights: how native kernels read the adapter's matrices and the LM head's columns that it drafts with:
+            ``"int8"``, a scale for each column; or ``"full"``, in their own dtype. Other tokens may be drafted then,
+            no others are accepted. Default: int8 for a model in bf16.
 
     Raises:
         ValueError: if the name is unknown, a file is missing or damaged, the adapter belongs to another model or
-            another exit layer, or native kernels are asked for and cannot be used.
+            another exit layer, or native kernels, or weights that need them, are asked for and cannot be used.
     """
     if not isinstance(name, str | os.PathLike):
         raise ValueError(f"name is {name!r:.60}; pass a model's name or directory")
     native = use_native(kernels, as_dtype(dtype) or default_dtype(), sharding is not None)
+    drafts = _draft_weights(draft_weights, as_dtype(dtype) or default_dtype(), native)
     # The adapter goes first: what is wrong with it is said before minutes are spent on the target.
     directory = resolve(name)
     draft, adapter_params = None, None
@@ -110,7 +121,7 @@ def load(
     config, target, _ = load_target(name, dtype, sharding, pack_leaf if native else None)
     if native:
         target = pack_target(target)
-    adapter_params = adapter_params and _placed(target, adapter_params, native)
+    adapter_params = adapter_params and _placed(target, adapter_params, native, drafts)
     return Params(target, adapter_params, config, draft, find_tokenizer(directory, config.vocab_size), str(name))
 
 
@@ -133,10 +144,21 @@ def with_adapter(params: Params, directory: str | Path, exit_layer: int | None =
     if isinstance(placed, NamedSharding):
         placed = NamedSharding(placed.mesh, PartitionSpec())
     draft, adapter = load_adapter(path, params.config, params.dtype.name, exit_layer, placed)
-    return params.replace(draft=draft, adapter=_placed(params.target, adapter, params.kernels == "native"))
+    native = params.kernels == "native"
+    drafts = params.draft_weights or _draft_weights("auto", params.dtype, native)
+    return params.replace(draft=draft, adapter=_placed(params.target, adapter, native, drafts))
 
 
-def _placed(target: Any, adapter: Any, native: bool) -> Any:
+def _draft_weights(wanted: str, dtype: Any, native: bool) -> str:
+    """Return ``"int8"`` or ``"full"``, as ``load`` says it."""
+    if wanted not in DRAFT_WEIGHTS:
+        raise ValueError(f"draft_weights is {wanted!r:.60}; pass one of {', '.join(DRAFT_WEIGHTS)}")
+    if wanted == "int8" and not native:
+        raise ValueError("draft_weights is int8, which only the native kernels read; pass full, or leave it out")
+    return ("int8" if native and dtype == jnp.bfloat16 else "full") if wanted == "auto" else wanted
+
+
+def _placed(target: Any, adapter: Any, native: bool, drafts: str) -> Any:
     """Return an adapter's params as decoding reads them, with its draft head, packed where the target is."""
     whole = with_draft_head(target, adapter)
-    return pack_adapter(whole) if native else whole
+    return pack_adapter(whole, jnp.int8 if drafts == "int8" else None) if native else whole

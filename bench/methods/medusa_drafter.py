@@ -131,9 +131,10 @@ def _heads(params: kangaroo_jax.Params, name: str, given: Any) -> dict[str, Any]
     heads = load_medusa(directory, params.config, params.dtype)
     if params.kernels == "xla":
         return heads
-    # All that reads much memory is multiplied by the same kernels as the target.
+    # All that reads much memory is multiplied by the same kernels as the target, and stored as Kangaroo's adapter.
+    storage = jnp.int8 if params.draft_weights == "int8" else None
     return {
-        name: {**part, "kernel": pack(part["kernel"])} if isinstance(part, dict) else part
+        name: {**part, "kernel": pack(part["kernel"], storage=storage)} if isinstance(part, dict) else part
         for name, part in heads.items()
     }
 

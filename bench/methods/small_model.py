@@ -16,6 +16,7 @@ import kangaroo_jax
 from bench.methods.base import Method, Ready, count_parameters
 from kangaroo_jax import decode as dec
 from kangaroo_jax.checks import integer, real
+from kangaroo_jax.kernels import pack_target
 from kangaroo_jax.model import KVCache, LlamaConfig, abstract_params, embed, init_cache, line, logits, run_layers
 from kangaroo_jax.store import companion
 
@@ -129,11 +130,13 @@ def sps(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
                 f"sps: no draft model in {name}; make one: {MAKE.replace('MODEL', params.name)}, "
                 "or set draft_model to any Llama of the same vocabulary"
             )
-    small = kangaroo_jax.load(name, dtype=params.dtype, kernels=params.kernels)
+    few = params.draft_weights == "int8"  # As Kangaroo's adapter.
+    small = kangaroo_jax.load(name, dtype=params.dtype, kernels="xla" if few else params.kernels)
     _check_vocabulary(params, small)
+    weights = pack_target(dict(small.target), jnp.int8) if few else small.target
     spec = dec.DecodeSpec(params.config, SmallModel(small.config), gamma)
     used = {"draft_model": Path(name).name, "gamma": gamma, "eta": eta}
-    return Ready("sps", params, spec, eta, small.target, count_parameters(abstract_params(small.config)), used)
+    return Ready("sps", params, spec, eta, weights, count_parameters(abstract_params(small.config)), used)
 
 
 def _check_vocabulary(params: kangaroo_jax.Params, small: kangaroo_jax.Params) -> None:

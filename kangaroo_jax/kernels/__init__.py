@@ -7,7 +7,7 @@ Optional: without the compiled library, or on another platform, everything runs 
 from __future__ import annotations
 
 from kangaroo_jax.kernels.calls import highest, layers, move, product, search, surest
-from kangaroo_jax.kernels.library import CHOICES, describe, instruction_set, use_native, why_not
+from kangaroo_jax.kernels.library import CHOICES, DRAFT_WEIGHTS, describe, instruction_set, use_native, why_not
 from kangaroo_jax.kernels.packed import (
     Packed,
     pack,
@@ -21,6 +21,7 @@ from kangaroo_jax.kernels.packed import (
 
 __all__ = [
     "CHOICES",
+    "DRAFT_WEIGHTS",
     "Packed",
     "describe",
     "highest",

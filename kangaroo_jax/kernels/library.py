@@ -12,11 +12,12 @@ import jax
 
 SWITCH = "KANGAROO_KERNELS"
 CHOICES = ("auto", "xla", "native")
+DRAFT_WEIGHTS = ("auto", "int8", "full")
 ISA_SWITCH = "KANGAROO_KERNELS_ISA"
 ISAS = ("AVX-512 BF16", "AVX-512", "AVX2", "portable")
 _FUNCTIONS = {
-    "kangaroo_product": "KangarooProduct2",
-    "kangaroo_layers": "KangarooLayers3",
+    "kangaroo_product": "KangarooProduct3",
+    "kangaroo_layers": "KangarooLayers4",
     "kangaroo_highest": "KangarooHighest2",
     "kangaroo_move": "KangarooMove",
     "kangaroo_search": "KangarooSearch",

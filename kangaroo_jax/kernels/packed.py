@@ -12,14 +12,17 @@ from jaxtyping import Array, Float, Int
 
 BLOCK = 32
 """Columns of a block; ``kBlock`` of native/isa.h."""
+_HEAD = 2  # ``kHead`` there.
 
 
 class Packed(struct.PyTreeNode):
     """A weight matrix ``[I, O]`` as blocks of 32 columns, one after the other; what is missing is zeros.
 
     Attributes:
-        blocks: float32 ``[ceil(O / 32), I, 32]``, or bfloat16 ``[ceil(O / 32), ceil(I / 2), 32, 2]``: two rows in turn.
-            A block of pairs has the first columns of 16 pairs, then the second ones, and there are ceil(O / 2 / 16).
+        blocks: float32 ``[ceil(O / 32), I, 32]``, bfloat16 ``[ceil(O / 32), ceil(I / 2), 32, 2]``: two rows in turn, or
+            int8 ``[ceil(O / 32), 2 + ceil(I / 4), 32, 4]``: four rows in turn, behind each column's scale, in fp32, and
+            -128 times its sum, in int32. A block of pairs has the first columns of 16 pairs, then the second ones, and
+            there are ceil(O / 2 / 16).
         depth: I.
         columns: O.
         pairs: whether columns come in pairs: a gate of an MLP and its up.
@@ -42,7 +45,7 @@ class Packed(struct.PyTreeNode):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """What the weights are stored in; arithmetic is fp32."""
+        """What the weights are stored in; arithmetic is fp32, but with int8 weights x is rounded to int8 as well."""
         return self.blocks.dtype
 
 
@@ -53,7 +56,8 @@ def pack(kernel: Float[Array, "I O"], pairs: bool = False, storage: Any = None) 
         kernel: float32 or bfloat16.
         pairs: as in ``Packed``; O is even.
         storage: dtype to store; default: bfloat16 where that holds every weight exactly, as it does those of
-            checkpoints published in bf16, else the matrix' own.
+            checkpoints published in bf16, else the matrix' own. In int8 a weight is the nearest of 255 multiples of its
+            column's scale, the largest magnitude there / 127.
     """
     storage = storage or (jnp.bfloat16 if _fits_bf16(kernel) else kernel.dtype)
     depth, columns = kernel.shape
@@ -61,8 +65,11 @@ def pack(kernel: Float[Array, "I O"], pairs: bool = False, storage: Any = None) 
 
 
 def unpack(packed: Packed) -> Float[Array, "I O"]:
-    """Return the matrix that was packed, in the dtype it is stored in."""
+    """Return the matrix that was packed, in the dtype it is stored in; of int8 what it stands for, in fp32."""
     blocks, depth = packed.blocks, packed.depth
+    if packed.dtype == jnp.int8:
+        scales = jax.lax.bitcast_convert_type(blocks[:, :1], jnp.float32)
+        blocks = blocks[:, _HEAD:] * scales[..., None]
     if blocks.ndim == 4:
         blocks = blocks.transpose(0, 1, 3, 2).reshape(len(blocks), -1, BLOCK)[:, :depth]
     each = 1 + packed.pairs
@@ -74,12 +81,12 @@ def take_columns(kernel: Float[Array, "I O"] | Packed, columns: Int[Array, " N"]
     """Return some columns of a weight matrix, in the order given; the matrix is not unpacked for it.
 
     Args:
-        kernel: the matrix; packed, its columns do not come in pairs.
+        kernel: the matrix; packed, its columns do not come in pairs, and it is not in int8.
         columns: which.
     """
     if not isinstance(kernel, Packed):
         return kernel[:, columns]
-    assert not kernel.pairs
+    assert not kernel.pairs and kernel.dtype != jnp.int8
     taken = kernel.blocks[columns // BLOCK, :, columns % BLOCK]  # [N, I], or [N, I / 2, 2].
     return taken.reshape(len(columns), -1)[:, : kernel.depth].T
 
@@ -96,19 +103,32 @@ def _fits_bf16(kernel: Float[Array, "I O"]) -> bool:
 
 @partial(jax.jit, static_argnums=(1, 2))
 def _arrange(kernel: Float[Array, "I O"], pairs: bool, storage: jnp.dtype) -> Float[Array, "N ..."]:
-    depth = kernel.shape[0]
+    if storage == jnp.int8:
+        blocks = _in_blocks(kernel.astype(jnp.float32), pairs)
+        scales = jnp.abs(blocks).max(1, keepdims=True) / 127
+        blocks = jnp.round(blocks / jnp.where(scales > 0, scales, 1)).astype(jnp.int8)
+        sums = -128 * blocks.astype(jnp.int32).sum(1, keepdims=True)
+        head = [jax.lax.bitcast_convert_type(line, jnp.int8) for line in (scales, sums)]
+        return jnp.concatenate([*head, _in_turn(blocks, 4)], axis=1)
+    blocks = _in_blocks(kernel.astype(storage), pairs)
+    return _in_turn(blocks, 2) if storage == jnp.bfloat16 else blocks
+
+
+def _in_blocks(kernel: Float[Array, "I O"], pairs: bool) -> Float[Array, "N I 32"]:
     each = 1 + pairs
-    padded = jnp.pad(kernel.astype(storage), ((0, 0), (0, -kernel.shape[1] % BLOCK)))
-    blocks = padded.reshape(depth, -1, BLOCK // each, each).transpose(1, 0, 3, 2).reshape(-1, depth, BLOCK)
-    if storage != jnp.bfloat16:
-        return blocks
-    blocks = jnp.pad(blocks, ((0, 0), (0, depth % 2), (0, 0)))
-    return blocks.reshape(len(blocks), -1, 2, BLOCK).transpose(0, 1, 3, 2)
+    padded = jnp.pad(kernel, ((0, 0), (0, -kernel.shape[1] % BLOCK)))
+    return padded.reshape(len(kernel), -1, BLOCK // each, each).transpose(1, 0, 3, 2).reshape(-1, len(kernel), BLOCK)
 
 
-def packs(tree: Any) -> bool:
-    """Return whether there are packed weights in a tree."""
-    return any(map(_is_packed, jax.tree.leaves(tree, is_leaf=_is_packed)))
+def _in_turn(blocks: Float[Array, "N I 32"], rows: int) -> Float[Array, "N L 32 rows"]:
+    padded = jnp.pad(blocks, ((0, 0), (0, -blocks.shape[1] % rows), (0, 0)))
+    return padded.reshape(len(blocks), -1, rows, BLOCK).transpose(0, 1, 3, 2)
+
+
+def packs(tree: Any, storage: Any = None) -> bool:
+    """Return whether there are packed weights in a tree, of any dtype or of this one."""
+    leaves = jax.tree.leaves(tree, is_leaf=_is_packed)
+    return any(_is_packed(leaf) and storage in (None, leaf.dtype) for leaf in leaves)
 
 
 def pack_leaf(path: str, leaf: Any, storage: Any = None) -> Any:

@@ -109,12 +109,13 @@ def cuts() -> Any:
 
 
 def results() -> dict[str, Any]:
-    """Return everything, for fp32, for weights kept in bf16, and for a model in bf16."""
+    """Return everything, for fp32, for weights kept in bf16 or int8, and for a model in bf16."""
     logits = draw(np.random.default_rng(3), 2, 3, 5003)
     most = highest(logits)
     found: dict[str, Any] = {"instructions": np.array(instruction_set()), "cuts": cuts(), "highest": most}
     found["share"] = surest(logits)[1]
-    kinds = ("fp32", np.float32, "float32"), ("kept", np.float32, "bfloat16"), ("bf16", ml_dtypes.bfloat16, "bfloat16")
+    wide, bf16 = np.float32, ml_dtypes.bfloat16
+    kinds = ("fp32", wide, "float32"), ("kept", wide, "bfloat16"), ("bf16", bf16, "bfloat16"), ("int8", wide, "int8")
     for kind, dtype, storage in kinds:
         for name, values in {**products(dtype, storage), **texts(dtype, storage)}.items():
             found[f"{kind} {name}"] = values

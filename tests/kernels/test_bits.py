@@ -17,7 +17,7 @@ from kangaroo_jax.kernels import instruction_set
 PROGRAM = Path(__file__).with_name("every_isa.py")
 # The most that a process may use; what there is less of here is computed again with what there is.
 BOUNDS = ("portable", "AVX2", "AVX-512", "")
-KINDS = ("fp32", "kept", "bf16")
+KINDS = ("fp32", "kept", "bf16", "int8")
 ALL = [bound if bound in ("portable", "") else pytest.param(bound, marks=pytest.mark.full) for bound in BOUNDS]
 Results = Callable[[str], dict[str, np.ndarray]]
 
@@ -94,7 +94,7 @@ def test_weights_kept_in_bf16_change_nothing(results: Results, name: str, bound:
     np.testing.assert_array_equal(kept, wide)
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("fp32", 1e-5), ("bf16", 0.03)])
+@pytest.mark.parametrize(("kind", "tolerance"), [("fp32", 1e-5), ("bf16", 0.03), ("int8", 0.1)])
 @pytest.mark.parametrize("name", ["product 40", "normed 40", "layers 40"])
 @pytest.mark.parametrize("bound", ALL)
 def test_instruction_sets_agree(results: Results, bound: str, name: str, kind: str, tolerance: float) -> None:

@@ -57,6 +57,33 @@ def test_an_odd_number_of_columns_comes_out_again(normal: Draw, shape: tuple[int
     np.testing.assert_array_equal(bits(_unpack(pack(jnp.asarray(kernel), storage=storage))), kernel.view(np.uint32))
 
 
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("shape", [(1, 2), (7, 30), (32, 64), (5, 66), (130, 2)])
+def test_int8_keeps_the_nearest_multiple_of_a_columns_scale(normal: Draw, shape: tuple[int, int], pairs: bool) -> None:
+    kernel = normal(0, *shape)
+    kernel[:, 1] = 0
+    packed = pack(jnp.asarray(kernel), pairs, jnp.int8)
+    assert (packed.shape, packed.size, packed.dtype) == (shape, kernel.size, jnp.int8)
+    found, scale = np.asarray(_unpack(packed)), np.abs(kernel).max(0) / 127
+    assert (np.abs(found - kernel) <= scale * 0.50001).all()
+    np.testing.assert_allclose(np.abs(found).max(0), np.abs(kernel).max(0), rtol=1e-6)
+
+
+def test_four_rows_of_int8_lie_in_turn_behind_scales_and_sums() -> None:
+    kernel = np.arange(-7, 8, dtype=np.float32)[:, None] * np.array([1, -2, 4] * 11, np.float32)
+    kernel[0] *= 127 / 7  # So that the scales are whole.
+    kernel[0] = np.round(kernel[0])
+    blocks = np.asarray(pack(jnp.asarray(kernel), storage=jnp.int8).blocks)
+    assert blocks.shape == (2, 2 + 4, 32, 4) and blocks.dtype == np.int8
+    np.testing.assert_array_equal(blocks[0, 0].copy().view(np.float32)[:, 0], [1, 2, 4] * 10 + [1, 2])
+    whole = np.arange(-7, 8) * np.array([1, -1, 1] * 11)[:, None]
+    whole[:, 0] = -127 * np.array([1, -1, 1] * 11)
+    np.testing.assert_array_equal(blocks[0, 1].copy().view(np.int32)[:, 0], -128 * whole[:32].sum(1))
+    for row in range(15):
+        np.testing.assert_array_equal(blocks[0, 2 + row // 4, :, row % 4], whole[:32, row])
+    assert not blocks[0, -1, :, 3].any() and not blocks[1, :, 1:].any()
+
+
 def test_blocks_are_32_columns_and_zeros(normal: Draw) -> None:
     kernel = normal(0, 5, 70)
     blocks = np.asarray(pack(jnp.asarray(kernel)).blocks)

@@ -127,6 +127,53 @@ def test_infinities_and_nans_are_where_xla_has_them(draw: Any, rows: int, storag
     assert all(kind.any() for kind in kinds[0]) and (rows == 1 or np.isfinite(found).any())
 
 
+INT8_SHAPES = [(1, 1), (3, 31), (4, 33), (130, 97), (257, 64), (1031, 33)]
+
+
+@pytest.mark.parametrize(("depth", "columns"), INT8_SHAPES)
+def test_int8_holds_whole_numbers_exactly(depth: int, columns: int) -> None:
+    """Rows and columns whose largest number is 127, times powers of two."""
+    rng = np.random.default_rng(0)
+    for rows in (1, 3, 13):
+        x, kernel = rng.integers(-127, 128, (rows, depth)), rng.integers(-127, 128, (depth, columns))
+        x[:, -1] = kernel[0] = 127
+        x[0, -1] = -127
+        powers = 2.0 ** rng.integers(-9, 9, rows)[:, None], 2.0 ** rng.integers(-9, 9, columns)
+        left, right = (x * powers[0]).astype(np.float32), (kernel * powers[1]).astype(np.float32)
+        found = _product(left, pack(jnp.asarray(right), storage=jnp.int8))
+        exact = (x @ kernel).astype(np.float64) * powers[0] * powers[1]
+        np.testing.assert_allclose(found, exact, rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize(("depth", "columns"), INT8_SHAPES)
+def test_int8_errs_by_half_a_step_of_each_factor(draw: Any, depth: int, columns: int) -> None:
+    for rows in (1, 3, 13):
+        x, kernel, packed = draw((rows,), depth, columns, "int8")
+        half, other = (np.abs(each).max(axis, keepdims=True) / 254.0 for each, axis in ((x, 1), (kernel, 0)))
+        bound = np.abs(x).sum(1, keepdims=True) * other + half * np.abs(kernel).sum(0) + depth * half * other
+        found = np.asarray(_product(x, packed), np.float64)
+        assert (np.abs(found - x.astype(np.float64) @ kernel.astype(np.float64)) <= bound * 1.0001).all()
+
+
+def test_int8_rows_of_zeros_infinities_and_nans(draw: Any) -> None:
+    """What is no number in a row is none in all its products, and in no other row's."""
+    x, _, packed = draw((6,), 37, 71, "int8")
+    expected = np.asarray(_product(x, packed))
+    x = x.copy()
+    x[1], x[2, 5], x[3, 36], x[4, 0], x[5] = 0, np.inf, np.nan, -np.inf, 1e36
+    found = np.asarray(_product(x, packed))
+    np.testing.assert_array_equal(found[0].view(np.uint32), expected[0].view(np.uint32))
+    assert not found[1].any() and np.isnan(found[2:5]).all() and np.isfinite(found[5]).all()
+
+
+def test_int8_weights_that_are_no_numbers_spoil_their_column_alone(draw: Any) -> None:
+    x, kernel, _ = draw((3,), 37, 71, "float32")
+    kernel = kernel.copy()
+    kernel[5, 3], kernel[36, 40] = np.inf, np.nan
+    found = np.asarray(_product(x, pack(jnp.asarray(kernel), storage=jnp.int8)))
+    assert np.isnan(found[:, [3, 40]]).all() and np.isfinite(np.delete(found, [3, 40], 1)).all()
+
+
 def _word(bits: int) -> np.float32:
     return np.array(bits, np.uint32).view(np.float32)[()]
 

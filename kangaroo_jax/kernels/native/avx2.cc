@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstring>
 #include <type_traits>
+
+#include <immintrin.h>
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -34,6 +36,7 @@ const Isa kAvx2 = {
     avx2::attend,
     avx2::to_bf16,
     avx2::from_bf16,
+    avx2::to_int8,
     avx2::highest,
     avx2::highest_below,
     avx2::mass,

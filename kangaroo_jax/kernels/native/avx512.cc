@@ -37,6 +37,7 @@ const Isa kAvx512 = {
     avx512::attend,
     avx512::to_bf16,
     avx512::from_bf16,
+    avx512::to_int8,
     avx512::highest,
     avx512::highest_below,
     avx512::mass,

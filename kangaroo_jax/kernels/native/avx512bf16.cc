@@ -1,4 +1,4 @@
-// The functions of isa.h for AVX-512 with its instructions for bf16.
+// The functions of isa.h for AVX-512 with its instructions for bf16 and int8 (VNNI).
 #include "isa.h"
 #if defined(__x86_64__)
 // Before the pragma: what these define inline must run anywhere.
@@ -14,6 +14,7 @@ void norm(const float* x, const float* scale, float eps, int64_t width, float* y
 void rotate(float* x, const float* cos, const float* sin, int64_t width);
 void attend(const Attend& a, int64_t from, int64_t to);
 void from_bf16(const uint16_t* x, int64_t count, float* y);
+void to_int8(const float* x, int64_t count, int8_t* y);
 float highest(const float* values, int64_t size);
 float highest_below(const float* values, int64_t size, float bound);
 float mass(const float* values, int64_t size, float highest);
@@ -21,11 +22,11 @@ float search(const Search& s);
 }  // namespace kangaroo::avx512
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma"))), \
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma"))), \
                              apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma")
 #endif
 #define ISA avx512bf16
 #define DOTS
@@ -49,6 +50,7 @@ const Isa kAvx512Bf16 = {
     avx512::attend,
     avx512bf16::to_bf16,
     avx512::from_bf16,
+    avx512::to_int8,
     avx512::highest,
     avx512::highest_below,
     avx512::mass,

@@ -24,7 +24,8 @@ const Isa& best_isa() {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     if (avx512 && most != kAvx2.name && most != kPortable.name) {
-      return __builtin_cpu_supports("avx512bf16") && most != kAvx512.name ? kAvx512Bf16 : kAvx512;
+      const bool dots = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+      return dots && most != kAvx512.name ? kAvx512Bf16 : kAvx512;
     }
     if (avx2 && most != kPortable.name) return kAvx2;
 #endif
@@ -94,9 +95,14 @@ class Checks {
 
   Matrix matrix(const char* name, const ffi::AnyBuffer& buffer, int64_t depth, int64_t blocks) {
     Matrix matrix;
-    matrix.bf16 = buffer.element_type() == ffi::DataType::BF16;
-    if (matrix.bf16) {
+    if (buffer.element_type() == ffi::DataType::BF16) {
+      matrix.storage = Storage::kBf16;
       array(name, buffer, {blocks, ceil_div(depth, 2), kBlock, 2}, ffi::DataType::BF16, ffi::DataType::BF16);
+    } else if (buffer.element_type() == ffi::DataType::S8) {
+      matrix.storage = Storage::kInt8;
+      array(name, buffer, {blocks, kHead + ceil_div(depth, 4), kBlock, 4}, ffi::DataType::S8, ffi::DataType::S8);
+      that(reinterpret_cast<uintptr_t>(buffer.untyped_data()) % 4 == 0, std::string(name) + " is not aligned");
+      that(depth < 1 << 16, std::string(name) + " is too deep for sums in 32 bits");
     } else {
       floats(name, buffer, {blocks, depth, kBlock});
     }
@@ -115,7 +121,10 @@ class Checks {
 // cache.
 int64_t row_stride(int64_t width) { return ceil_div(width, 16) * 16 + 16; }
 
-int64_t matrix_bytes(const Matrix& matrix) { return matrix.depth * matrix.blocks * kBlock * (matrix.bf16 ? 2 : 4); }
+int64_t matrix_bytes(const Matrix& matrix) {
+  const int64_t each = matrix.storage == Storage::kFloat ? 4 : matrix.storage == Storage::kBf16 ? 2 : 1;
+  return matrix.depth * matrix.blocks * kBlock * each;
+}
 
 // How many threads this work is worth: one for each so many operations or bytes.
 int64_t worth(int64_t rows, int64_t bytes) { return 1 + std::max(bytes, rows * bytes / 8) / (64 << 10); }
@@ -171,11 +180,18 @@ void read_rows(const Isa& isa, const ffi::AnyBuffer& x, int64_t row, int64_t wid
   }
 }
 
-// Round a row of the workspace to bf16, in place, for a product with `narrow`.
-void narrow_row(const Isa& isa, float* row, int64_t width) {
+// Round a row of the workspace to what a matrix is stored in, in place, for a product with `narrow`.
+void narrow_row(const Isa& isa, Storage storage, float* row, int64_t width) {
+  if (storage == Storage::kInt8) return isa.to_int8(row, width, reinterpret_cast<int8_t*>(row));
   uint16_t* narrowed = reinterpret_cast<uint16_t*>(row);
   isa.to_bf16(row, width, narrowed);
   narrowed[width] = 0;
+}
+
+// Whether what a matrix is multiplied with is rounded first: to int8 as the matrix is, or to bf16, as XLA does it for a
+// model in bf16.
+bool narrows(const Isa& isa, const Matrix& matrix, bool bf16) {
+  return matrix.storage == Storage::kInt8 || (bf16 && isa.dots && matrix.storage == Storage::kBf16);
 }
 
 constexpr int64_t kRowsAtOnce = 16;  // Rows of a chunk of what is done row by row.
@@ -218,7 +234,7 @@ static ffi::Error ProductCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi
 
   const Isa& isa = best_isa();
   const Rows rows(count, batch, tokens);
-  const bool narrow = isa.dots && matrix.bf16 && x.element_type() == DataType::BF16;
+  const bool narrow = narrows(isa, matrix, x.element_type() == DataType::BF16);
   clear_others(rows, batch * tokens, columns * 4, out->untyped_data());
   if (rows.size() == 0 || columns == 0) return ffi::Error::Success();
   Team team(pool, worth(rows.size(), matrix_bytes(matrix)), 2);
@@ -227,7 +243,7 @@ static ffi::Error ProductCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi
     float* values = lines + row * stride;
     read_rows(isa, x, rows.place[row], depth, values);
     if (scale) isa.norm(values, scale, eps, depth, values);
-    if (narrow) narrow_row(isa, values, depth);
+    if (narrow) narrow_row(isa, matrix.storage, values, depth);
   });
   Product product;
   product.narrow = narrow;
@@ -242,7 +258,7 @@ static ffi::Error ProductCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi
   return ffi::Error::Success();
 }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooProduct2, ProductCall,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooProduct3, ProductCall,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .RemainingArgs()
@@ -311,20 +327,18 @@ struct Stack {
     p.columns = columns;
     p.finish = finish;
     p.round = round;
-    p.narrow = narrows(matrix);
+    p.narrow = narrows(isa, matrix, round);
     return p;
   }
 
-  // Whether what a matrix is multiplied with is rounded to bf16 first, as XLA does it for a model in bf16.
-  bool narrows(const Matrix& matrix) const { return round && isa.dots && matrix.bf16; }
-
   void narrow_rows(const Matrix& matrix, float* from, int64_t stride, int64_t count) {
-    if (narrows(matrix)) for_rows(team, rows(), [&](int64_t row) { narrow_row(isa, from + row * stride, count); });
+    if (!narrows(isa, matrix, round)) return;
+    for_rows(team, rows(), [&](int64_t row) { narrow_row(isa, matrix.storage, from + row * stride, count); });
   }
 
   // x, or its norm, for the product with a matrix.
   const float* normalise(const float* scale, const Matrix& matrix) {
-    const bool narrow = narrows(matrix);
+    const bool narrow = narrows(isa, matrix, round);
     if (!scale && !narrow) return x;
     for_rows(team, rows(), [&](int64_t row) {
       const float* from = x + row * x_stride();
@@ -334,7 +348,7 @@ struct Stack {
       } else {
         std::memcpy(to, from, width * 4);
       }
-      if (narrow) narrow_row(isa, to, width);
+      if (narrow) narrow_row(isa, matrix.storage, to, width);
     });
     return normed;
   }
@@ -564,7 +578,7 @@ static ffi::Error LayersCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi:
 }
 
 // The number is that of the order of weights and caches: a library that was compiled for another has no such function.
-XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooLayers3, LayersCall,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KangarooLayers4, LayersCall,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .RemainingArgs()

@@ -11,11 +11,15 @@ namespace kangaroo {
 constexpr int64_t kBlock = 32;  // Columns of a packed block.
 constexpr int64_t kPair = kBlock / 2;  // Of a block of pairs: so many gates, then as many ups.
 
-// A packed matrix, missing columns zero: [blocks][depth][kBlock] in fp32, [blocks][ceil(depth / 2)][kBlock][2] in bf16.
-// So two bf16 weights of a column lie in one 32-bit lane, and are widened by a shift and a mask.
+enum class Storage { kFloat, kBf16, kInt8 };
+
+// A packed matrix, missing columns zero: [blocks][depth][kBlock] in fp32, [blocks][ceil(depth / 2)][kBlock][2] in bf16,
+// [blocks][kHead + ceil(depth / 4)][kBlock][4] in int8. So two or four weights of a column lie in one 32-bit lane. The
+// head of a block in int8: the scale of each column in fp32, then -128 times the sum of its weights in int32.
+constexpr int64_t kHead = 2;
 struct Matrix {
   const void* data = nullptr;
-  bool bf16 = false;
+  Storage storage = Storage::kFloat;
   int64_t depth = 0;
   int64_t blocks = 0;
 };
@@ -34,7 +38,8 @@ enum class Finish {
 
 struct Product {
   const float* x = nullptr;  // [rows][stride], `depth` of them used
-  // Whether x is bf16 instead, [rows][2 * stride], and zero behind an odd depth; `matrix` is bf16, too.
+  // Whether x is stored as `matrix` is instead: bf16, [rows][2 * stride], and zero behind an odd depth; or what to_int8()
+  // writes, [rows][4 * stride]. With a matrix in int8 it always is.
   bool narrow = false;
   int64_t stride = 0;
   int64_t rows = 0;
@@ -104,6 +109,9 @@ struct Isa {
   void (*attend)(const Attend&, int64_t begin, int64_t end);
   void (*to_bf16)(const float* x, int64_t count, uint16_t* y);  // y may begin where x does
   void (*from_bf16)(const uint16_t* x, int64_t count, float* y);
+  // y = round(x / scale), zeros up to a multiple of 4, and then the scale, in fp32: the highest |x| / 127. Where that is
+  // no number, so is the scale. y may begin where x does.
+  void (*to_int8)(const float* x, int64_t count, int8_t* y);
   // The highest of some values; NaN if one of them is.
   float (*highest)(const float* values, int64_t size);
   // The highest of those values that are below another one; -infinity if there is none.

@@ -17,6 +17,7 @@ const Isa kPortable = {
     portable::attend,
     portable::to_bf16,
     portable::from_bf16,
+    portable::to_int8,
     portable::highest,
     portable::highest_below,
     portable::mass,
