@@ -23,6 +23,7 @@ def generate(
     gamma: int | None = None,
     eta: float | None = None,
     siblings: int | None = None,
+    lookup: int | None = None,
     method: str | None = None,
     eos_token_id: int | Sequence[int] | None = None,
     stop_strings: str | Sequence[str] | None = None,
@@ -58,6 +59,9 @@ def generate(
         siblings: the draft model's next choices for the first drafted token, so many, which are verified with it: where
             the target chooses one of them, that is one token more; default: the adapter's. They are used where one
             sequence is decoded greedily.
+        lookup: so many of the newest tokens are looked up in the text, where that is decoded greedily: where they stood
+            before, what followed them is the draft, and the draft model drafts nothing; 0: never; default: the
+            adapter's.
         method: ``"kangaroo"``, or ``"plain"`` for decoding without a draft; default: the adapter's, which is Kangaroo
             unless ``tune`` found that no drafting pays and that was saved.
         eos_token_id: token or tokens that end the text; default: the model's own; ``()`` for none.
@@ -79,7 +83,7 @@ def generate(
             and ``documents``. Only for conversations.
         per_prompt: what is different for single prompts of a list: for each of them a mapping of some of the options
             above to values, empty for none. A batch may so hold greedy and sampled texts, with budgets, ends and seeds
-            of their own; each is what its prompt gives alone. gamma, siblings, method and
+            of their own; each is what its prompt gives alone. gamma, siblings, lookup, method and
             num_return_sequences are the batch's.
         streamer: an object with Hugging Face's ``put`` and ``end``: gets the prompt's ids, then new ids as they are
             committed; for one sequence.
@@ -95,6 +99,7 @@ def generate(
         gamma=gamma,
         eta=eta,
         siblings=siblings,
+        lookup=lookup,
         method=method,
         eos_token_id=eos_token_id,
         stop_strings=stop_strings,

@@ -25,7 +25,7 @@ def plain(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
 
 
 def kangaroo(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
-    """Return Kangaroo; gamma, eta and siblings of the adapter where the settings leave them open.
+    """Return Kangaroo; what the settings leave open is the adapter's.
 
     Raises:
         ValueError: if the model has no adapter.
@@ -33,13 +33,14 @@ def kangaroo(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
     checked = plan(params, Options(method="kangaroo", **settings))
     spec, eta = checked.spec, checked.settings[0].eta
     assert isinstance(spec.drafter, dec.Kangaroo)
-    used = {"gamma": spec.gamma, "eta": eta, "siblings": spec.drafter.siblings, "exit_layer": spec.drafter.exit_layer}
+    of_drafter = {name: getattr(spec.drafter, name) for name in ("siblings", "lookup", "exit_layer")}
+    used = {"gamma": spec.gamma, "eta": eta, **of_drafter}
     return Ready("kangaroo", params, spec, eta, None, count_parameters(params.adapter), used)
 
 
 def kangaroo_fixed(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
     """Return Kangaroo without its second early exit: always ``gamma`` tokens."""
-    fixed = kangaroo(params, {**settings, "eta": 0.0, "siblings": 0})
+    fixed = kangaroo(params, {**settings, "eta": 0.0, "siblings": 0, "lookup": 0})
     return dataclasses.replace(fixed, name="kangaroo-fixed")
 
 
@@ -94,10 +95,10 @@ METHODS = (
         "kangaroo",
         "exit layer, adapter and the target's head draft, until they lose confidence",
         PAPER,
-        {"gamma": None, "eta": None, "siblings": None},
+        {"gamma": None, "eta": None, "siblings": None, "lookup": None},
         kangaroo,
         "python -m train.adapter --model MODEL",
-        published={"gamma": 6, "eta": 0.6, "siblings": 0},
+        published={"gamma": 6, "eta": 0.6, "siblings": 0, "lookup": 0},
     ),
     Method(
         "kangaroo-fixed",

@@ -10,7 +10,7 @@ from typing import Any
 
 import kangaroo_jax
 from kangaroo_jax.engine import Options, asked
-from kangaroo_jax.kernels import CHOICES
+from kangaroo_jax.kernels import CHOICES, DRAFT_WEIGHTS
 from kangaroo_jax.model import METHODS
 from kangaroo_jax.proof import beginning, built_in, read_prompts
 
@@ -54,6 +54,8 @@ def add_model(parser: argparse.ArgumentParser, *, adapters: bool = False) -> Non
     add("--exit-layer", type=int, metavar="N", help="layer the adapter was trained after, where it does not say it")
     add("--dtype", choices=("float32", "bfloat16"), help="of the weights (default: float32 on a CPU, else bfloat16)")
     add("--kernels", choices=CHOICES, default="auto", help="native needs a CPU (default: native where it can be used)")
+    stored = "how native kernels read what only drafts (default: int8 for a model in bfloat16)"
+    add("--draft-weights", choices=DRAFT_WEIGHTS, default="auto", help=stored)
 
 
 def load(args: argparse.Namespace) -> kangaroo_jax.Params:
@@ -64,7 +66,12 @@ def load(args: argparse.Namespace) -> kangaroo_jax.Params:
     """
     adapter = args.adapter[0] if isinstance(args.adapter, list) else args.adapter
     return kangaroo_jax.load(
-        args.model, adapter=adapter, exit_layer=args.exit_layer, dtype=args.dtype, kernels=args.kernels
+        args.model,
+        adapter=adapter,
+        exit_layer=args.exit_layer,
+        dtype=args.dtype,
+        kernels=args.kernels,
+        draft_weights=args.draft_weights,
     )
 
 
@@ -117,12 +124,14 @@ def add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int = Options.
     add("--gamma", type=int, metavar="N", help="most tokens drafted in a round (default: the adapter's)")
     siblings = "next choices verified beside the first drafted token"
     add("--siblings", type=int, metavar="N", help=f"{siblings} (default: the adapter's)")
+    lookup = "look the newest N tokens up in the text, and draft what followed them there"
+    add("--lookup", type=int, metavar="N", help=f"{lookup} (default: the adapter's)")
     add("--eta", type=float, metavar="P", help="confidence below which drafting stops (default: the adapter's)")
 
 
 def decoding(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of ``kangaroo_jax.generate`` that the options of ``add_decoding`` stand for."""
-    return {"max_new_tokens": args.max_new_tokens, "gamma": args.gamma, "eta": args.eta, "siblings": args.siblings}
+    return {name: getattr(args, name) for name in ("max_new_tokens", "gamma", "eta", "siblings", "lookup")}
 
 
 def add_writing(parser: argparse.ArgumentParser) -> None:

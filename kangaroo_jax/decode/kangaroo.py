@@ -12,12 +12,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kangaroo_jax.decode.drafter import DecodeSpec, Drafter, Piece, Verified
 from kangaroo_jax.decode.likely import surest
+from kangaroo_jax.decode.lookup import look_up
 from kangaroo_jax.decode.sampling import DRAFT, choose, no_cuts
 from kangaroo_jax.decode.state import RUNNING, Controls, DecodeState, Draft, Weights, newest
 from kangaroo_jax.decode.stats import write_rows
 from kangaroo_jax.decode.tree import Tree
 from kangaroo_jax.model import (
     AdapterConfig,
+    Context,
     KVCache,
     adapter_layers,
     draft_head,
@@ -46,10 +48,13 @@ class Kangaroo(Drafter):
         adapter: what the adapter computes.
         siblings: second choices that are verified beside the first drafted token, where one sequence is decoded
             greedily: a batch's rows cost what its sequences cost.
+        lookup: so many of the newest tokens are looked up in the text: where they stood there before, what followed
+            them is the draft, and the draft model drafts nothing; 0 looks up nothing. Greedy decoding only.
     """
 
     adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
     siblings: int = 0
+    lookup: int = 0
 
     @property
     def reads_adapter(self) -> bool:
@@ -93,14 +98,17 @@ class Kangaroo(Drafter):
 
         The confidence is the draft model's top-1 probability, in fp32, before temperature and cuts. A token drafted
         with confidence below ``eta`` ends the drafting of its sequence, and is kept: it is verified like the others.
-        While some sequence goes on, the others run along and their results are not counted.
+        While some sequence goes on, the others run along and their results are not counted. Of looked up tokens all are
+        the draft, and their confidence is 1.
 
         Returns:
             The draft. Afterwards the shallow caches cover every position a round can commit, and the adapter's all but
-            the last drafted token, which only ``learn`` shows it.
+            the last drafted token, or none that was looked up: those only ``learn`` shows it.
         """
         token, position = newest(state)
         siblings = self.siblings if len(token) == 1 and not spec.sample else 0
+        running = state.finish == RUNNING
+        found, looked = self._look_up(spec, state, running)
 
         def keep_drafting(carry: _Carry) -> Array:
             return carry.active.any() & (carry.step < spec.gamma)
@@ -111,12 +119,23 @@ class Kangaroo(Drafter):
             logits, memory = self.propose(spec, weights, hidden, position + step, now.drafter)
             key = (state.seed, state.length, DRAFT + step)
             drafted, confidence, others, drawn = self._choose(spec, weights, controls, logits, key, siblings)
+            if found.shape[1]:  # Of a batch, these texts run along.
+                drafted = jnp.where(looked > 0, found[:, step], drafted)
+                confidence = jnp.where(looked > 0, 1.0, confidence)
             goes_on = carry.active & (confidence >= controls.eta)
             others = jnp.where(step == 0, others, carry.siblings)
             # The siblings come behind the last token of the line.
             count = carry.active * jnp.where(goes_on & (step + 1 < spec.gamma), 1, 1 + siblings)
             block = jnp.concatenate([drafted[:, None], others], axis=1)
-            hidden, caches = self._shallow(spec, weights, block, position + step + 1, position, now.caches, count)
+            slots = now.caches[0].slots if now.caches else None
+            if siblings and slots is not None:
+                context = fork(position[:, 0] + step + 1, position[:, 0], siblings, slots, count)
+            else:
+                context = line(position + step + 1, slots, count)
+            hidden, caches = self._shallow(spec, weights, block, context, now.caches)
+            if found.shape[1] and len(token) > 1:
+                before = jax.lax.dynamic_slice_in_dim(now.hidden, step + 1, 1, axis=1)
+                hidden = hidden.at[:, :1].set(jnp.where(looked[:, None, None] > 0, before, hidden[:, :1]))
             return _Carry(
                 step=step + 1,
                 active=goes_on,
@@ -133,28 +152,44 @@ class Kangaroo(Drafter):
                 ),
             )
 
-        running = state.finish == RUNNING
         shared = state.caches[: self.exit_layer]
-        first, caches = self._shallow(spec, weights, token, position, position, shared, running.astype(jnp.int32))
-        start = _nothing_drafted(spec, first, caches, state.drafter)
+        block = jnp.concatenate([token, found], axis=1)
+        context = line(
+            position + jnp.arange(block.shape[1])[None], shared[0].slots if shared else None, running * (1 + looked)
+        )
+        first, caches = self._shallow(spec, weights, block, context, shared)
+        start = _looked_up(spec, found, looked, first, caches, state.drafter)
         none = jnp.zeros((len(token), siblings), jnp.int32)
-        carry = jax.lax.while_loop(keep_drafting, draft_one, _Carry(jnp.zeros((), jnp.int32), running, start, none))
-        return _with_siblings(carry.draft, carry.siblings, spec.rows) if siblings else carry.draft
+        going = running & (looked == 0)
+        carry = jax.lax.while_loop(keep_drafting, draft_one, _Carry(jnp.zeros((), jnp.int32), going, start, none))
+        draft = carry.draft.replace(read=jnp.where(looked > 0, 0, carry.draft.count))
+        return _with_siblings(draft, carry.siblings, siblings * (looked == 0), spec.rows) if siblings else draft
 
     def learn(self, spec: DecodeSpec, weights: Weights, draft: Draft, verified: Verified) -> KVCache | None:
-        """Write the adapter's keys and values of the last accepted token, if drafting did not feed it to the adapter.
+        """Write the adapter's keys and values of accepted tokens that drafting did not feed to the adapter.
 
-        That is the last token of a line, or a sibling; the native kernels do it there alone. Only the cache is used:
-        XLA drops all but the projection of one row.
+        That is the last token of a line, a sibling, or all that were looked up; the native kernels do it there alone.
+        Only the cache is used: XLA drops all but the projection of keys and values.
         """
         if draft.drafter is None:
             return None
-        line = draft.count - (0 if draft.tree is None else self.siblings)
-        row = jnp.take_along_axis(verified.path, verified.accepted[:, None], axis=1)
-        last = jnp.take_along_axis(draft.hidden, row[:, :, None], axis=1)
-        position = (verified.length - 1 + verified.accepted)[:, None]
-        unread = (row[:, 0] >= line) & (line > 0)
-        return self._adapt(spec, weights, last, position, draft.drafter, unread.astype(jnp.int32))[1]
+        assert draft.read is not None
+        line, looked = draft.read > 0, (draft.read == 0) & (draft.count > 0)
+
+        def read(memory: KVCache, rows: Int[Array, "B T"], step: Array, count: Int[Array, " B"]) -> KVCache:
+            hidden = jnp.take_along_axis(draft.hidden, rows[:, :, None], axis=1)
+            positions = verified.length[:, None] - 1 + step
+            memory_with_rows = self._adapt(spec, weights, hidden, positions, memory, count)[1]
+            assert memory_with_rows is not None
+            return memory_with_rows
+
+        last = verified.accepted[:, None]
+        row = jnp.take_along_axis(verified.path, last, axis=1)
+        unread = line & (row[:, 0] >= draft.read)
+        memory = read(draft.drafter, row, last, unread.astype(jnp.int32))
+        if self.lookup and not spec.sample:
+            memory = read(memory, verified.path, jnp.arange(spec.gamma + 1)[None], looked * (last[:, 0] + 1))
+        return memory
 
     def propose(
         self,
@@ -198,21 +233,24 @@ class Kangaroo(Drafter):
         drafted, drawn = choose(controls.sampling, logits, key, spec.truncate)
         return drafted, confidence, others, drawn
 
+    def _look_up(
+        self, spec: DecodeSpec, state: DecodeState, running: Bool[Array, " B"]
+    ) -> tuple[Int[Array, "B G"], Int[Array, " B"]]:
+        """Return what ``look_up`` finds for the sequences that run; no tokens where nothing is looked up."""
+        if not self.lookup or spec.sample:
+            return jnp.zeros((len(running), 0), jnp.int32), jnp.zeros(running.shape, jnp.int32)
+        tokens, count = look_up(state.tokens, state.length, self.lookup, spec.gamma)
+        return tokens, count * running
+
     def _shallow(
         self,
         spec: DecodeSpec,
         weights: Weights,
         tokens: Int[Array, "B T"],
-        position: Int[Array, "B 1"],
-        root: Int[Array, "B 1"],
+        context: Context,
         caches: tuple[KVCache, ...],
-        count: Int[Array, " B"],
     ) -> tuple[Float[Array, "B T D"], tuple[KVCache, ...]]:
-        """Run the layers shared with the target on the next token of every line, and on siblings behind it."""
-        if tokens.shape[1] == 1 or not caches:
-            context = line(position, caches[0].slots if caches else None, count)
-        else:
-            context = fork(position[:, 0], root[:, 0], tokens.shape[1] - 1, caches[0].slots, count)
+        """Run the layers shared with the target on a line of tokens, or on the next one and siblings behind it."""
         x = embed(weights["target"], tokens)
         return run_layers(spec.config, weights["target"], x, context, caches, 0, self.exit_layer)
 
@@ -230,9 +268,9 @@ class Kangaroo(Drafter):
         return run_adapter(spec.config, weights["adapter"], hidden, context, memory, self.adapter)
 
 
-def _with_siblings(draft: Draft, siblings: Int[Array, "B K"], rows: int) -> Draft:
-    """Return a line with tokens behind it that may stand in the place of its first one."""
-    end, number = draft.count[:, None], siblings.shape[1]
+def _with_siblings(draft: Draft, siblings: Int[Array, "B K"], number: Int[Array, " B"], rows: int) -> Draft:
+    """Return a line with tokens behind it, so many of them, that may stand in the place of its first one."""
+    end = draft.count[:, None]
     spare = rows - 1 - draft.tokens.shape[1]
     tokens = write_rows(jnp.pad(draft.tokens, ((0, 0), (0, spare))), siblings, draft.count)
     row = jnp.arange(rows)[None]
@@ -242,24 +280,28 @@ def _with_siblings(draft: Draft, siblings: Int[Array, "B K"], rows: int) -> Draf
         parent=jnp.where(lies, jnp.maximum(row - 1, 0), 0),
         depth=jnp.where(lies, row, 1),
         visible=seen,
-        candidate=(row > 0) & (row <= end + number),
+        candidate=(row > 0) & (row <= end + number[:, None]),
         count=draft.count + number + 1,
     )
     return draft.replace(tokens=tokens, count=draft.count + number, tree=tree)
 
 
-def _nothing_drafted(
-    spec: DecodeSpec, first: Float[Array, "B 1 D"], caches: tuple[KVCache, ...], memory: KVCache | None
+def _looked_up(
+    spec: DecodeSpec,
+    found: Int[Array, "B G"],
+    count: Int[Array, " B"],
+    first: Float[Array, "B T D"],
+    caches: tuple[KVCache, ...],
+    memory: KVCache | None,
 ) -> Draft:
-    """Return a draft of no tokens, with the exit layer's state of the newest committed one."""
-    batch, _, width = first.shape
-    size = (batch, spec.gamma)
+    """Return a draft of what was looked up, if anything, and the exit layer's states of it and the newest token."""
+    size = (len(count), spec.gamma)
     return Draft(
-        tokens=jnp.zeros(size, jnp.int32),
-        count=jnp.zeros((batch,), jnp.int32),
-        confidence=jnp.zeros((batch, spec.rows), jnp.float32),
+        tokens=jnp.pad(found, ((0, 0), (0, spec.gamma - found.shape[1]))),
+        count=count,
+        confidence=jnp.where(jnp.arange(spec.rows)[None] < count[:, None], 1.0, 0.0),
         drawn=(jnp.zeros((*size, spec.config.vocab_size), jnp.float32), no_cuts(size)) if spec.sample else None,
-        hidden=_put(jnp.zeros((batch, spec.rows, width), first.dtype), first[:, 0], 0),
+        hidden=jnp.pad(first, ((0, 0), (0, spec.rows - first.shape[1]), (0, 0))),
         caches=caches,
         drafter=memory,
     )

@@ -76,9 +76,9 @@ class Draft(struct.PyTreeNode):
         hidden: ``hidden_states[l]`` of the newest committed token and of every drafted one, ``[B, R, D]``; R is
             ``DecodeSpec.rows``, rows beyond ``count`` are zeros or stale.
         caches: the shallow layers' caches, written at all those positions.
-        drafter: what the drafter remembers; Kangaroo's adapter cache is written at all those positions
-            but the last drafted one.
+        drafter: what the drafter remembers; Kangaroo's adapter cache is written at the positions of the rows ``read``.
         tree: how the rows hang together; None is a line, each row after the one before it.
+        read: rows that the drafter has run itself, counted from the first, ``[B]``; None where it does not count them.
     """
 
     tokens: Int[Array, "B G"]
@@ -89,6 +89,7 @@ class Draft(struct.PyTreeNode):
     caches: tuple[KVCache, ...]
     drafter: Any
     tree: Tree | None = None
+    read: Int[Array, " B"] | None = None
 
 
 def commit(

@@ -13,7 +13,7 @@ import numpy as np
 
 from kangaroo_jax import decode as dec
 from kangaroo_jax.checks import integer, plain, real, text, token_ids
-from kangaroo_jax.model import METHODS, SIBLINGS
+from kangaroo_jax.model import LOOKUP, METHODS, SIBLINGS
 from kangaroo_jax.params import Params, check_params
 
 
@@ -25,6 +25,7 @@ class Options:
     gamma: int | None = None
     eta: float | None = None
     siblings: int | None = None
+    lookup: int | None = None
     method: str | None = None
     eos_token_id: int | Sequence[int] | None = None
     stop_strings: str | Sequence[str] | None = None
@@ -45,7 +46,7 @@ class Options:
             raise TypeError(str(error).replace("Options.__init__()", f"{caller}()")) from None
 
 
-OF_A_BATCH = ("gamma", "siblings", "method", "num_return_sequences")
+OF_A_BATCH = ("gamma", "siblings", "lookup", "method", "num_return_sequences")
 """Options that all prompts of a call share; every other one may differ from prompt to prompt."""
 
 
@@ -207,9 +208,11 @@ def _drafter(params: Params, options: Options, method: str) -> tuple[dec.Drafter
     gamma = options.gamma
     if gamma is not None:
         gamma = integer("gamma", gamma, 1, params.config.max_position_embeddings)
-    siblings = options.siblings
+    siblings, lookup = options.siblings, options.lookup
     if siblings is not None:
         siblings = integer("siblings", siblings, 0, SIBLINGS)
+    if lookup is not None:
+        lookup = integer("lookup", lookup, 0, LOOKUP)
     if method == "plain":
         return dec.PLAIN, 0
     draft = params.draft
@@ -219,7 +222,8 @@ def _drafter(params: Params, options: Options, method: str) -> tuple[dec.Drafter
             "pass load(..., adapter=DIR), or use method='plain'"
         )
     siblings = draft.siblings if siblings is None else siblings
-    return dec.Kangaroo(draft.adapter, siblings, exit_layer=draft.exit_layer), gamma or draft.gamma
+    lookup = draft.lookup if lookup is None else lookup
+    return dec.Kangaroo(draft.adapter, siblings, lookup, exit_layer=draft.exit_layer), gamma or draft.gamma
 
 
 def _settings(params: Params, options: Options, method: str) -> Settings:

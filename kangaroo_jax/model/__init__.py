@@ -6,7 +6,7 @@ K key/value heads, hd head_dim, F intermediate_size, V vocab_size, N layers, G =
 
 from kangaroo_jax.model.adapter import Adapter, adapter_layers, draft_head, run_adapter, with_draft_head
 from kangaroo_jax.model.cache import KVCache, init_cache, keep_path
-from kangaroo_jax.model.config import FAMILIES, METHODS, SIBLINGS, KangarooConfig, LlamaConfig, RopeScaling
+from kangaroo_jax.model.config import FAMILIES, LOOKUP, METHODS, SIBLINGS, KangarooConfig, LlamaConfig, RopeScaling
 from kangaroo_jax.model.context import Context, branch, fork, line
 from kangaroo_jax.model.fresh import abstract_adapter, abstract_params, init_adapter, init_params
 from kangaroo_jax.model.fused import Columns, Fused, fused_at, fused_parts
@@ -19,6 +19,7 @@ from kangaroo_jax.model.variants import ADAPTER_KINDS, AdapterConfig
 __all__ = [
     "ADAPTER_KINDS",
     "FAMILIES",
+    "LOOKUP",
     "METHODS",
     "SIBLINGS",
     "Adapter",

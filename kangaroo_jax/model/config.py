@@ -146,6 +146,8 @@ class LlamaConfig:
 
 SIBLINGS = 16
 """Most second choices that are verified beside the first drafted token."""
+LOOKUP = 8
+"""Most tokens that are looked up in the text."""
 METHODS = ("kangaroo", "plain")
 """Ways to decode a text."""
 
@@ -160,6 +162,7 @@ class KangarooConfig:
         eta: default confidence below which drafting stops (second early exit).
         adapter: what the adapter computes.
         siblings: default for the number of second choices that are verified beside the first drafted token.
+        lookup: default for the number of tokens that are looked up in the text before the draft model drafts.
         method: how a text is decoded where nothing else is asked for: ``"kangaroo"``, or ``"plain"`` where ``tune``
             found that no drafting pays.
     """
@@ -170,6 +173,7 @@ class KangarooConfig:
     adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
     method: str = "kangaroo"
     siblings: int = 0
+    lookup: int = 0
 
 
 def _set_positive(config: Any, *names: str) -> None:

@@ -130,6 +130,7 @@ def compare(
     gamma: int | None = None,
     eta: float | None = None,
     siblings: int | None = None,
+    lookup: int | None = None,
     repeats: int = 3,
     tick: Callable[[], Any] = lambda: None,
 ) -> list[Pair]:
@@ -142,14 +143,16 @@ def compare(
         gamma: as for ``generate``.
         eta: as for ``generate``.
         siblings: as for ``generate``.
+        lookup: as for ``generate``.
         repeats: measured runs of each method on each prompt, at least 1.
         tick: called after every measured pair of runs.
     """
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}; it must be at least 1")
+    how: dict[str, Any] = {"gamma": gamma, "eta": eta, "siblings": siblings, "lookup": lookup}
 
     def run(method: str, prompt: Any) -> Generation:
-        extra: dict[str, Any] = {"gamma": gamma, "eta": eta, "siblings": siblings} if method == "kangaroo" else {}
+        extra = how if method == "kangaroo" else {}
         return generate(params, prompt, method=method, max_new_tokens=max_new_tokens, **extra)
 
     pairs = []

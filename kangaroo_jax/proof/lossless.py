@@ -143,6 +143,7 @@ def verify_lossless(
     gamma: int | None = None,
     eta: float | None = None,
     siblings: int | None = None,
+    lookup: int | None = None,
     names: Sequence[str] | None = None,
     tick: Callable[[], Any] = lambda: None,
 ) -> LosslessReport:
@@ -161,6 +162,7 @@ def verify_lossless(
         gamma: as for ``generate``.
         eta: as for ``generate``.
         siblings: as for ``generate``.
+        lookup: as for ``generate``.
         names: what to call the prompts in the report; default: how they begin.
         tick: called after every prompt.
 
@@ -175,7 +177,7 @@ def verify_lossless(
     if names is not None and len(names) != len(given):
         raise ValueError(f"names has {len(names)} entries for {len(given)} prompts; pass one for each")
     rows, kangaroo = [], None
-    how: dict[str, Any] = {"gamma": gamma, "eta": eta, "siblings": siblings}
+    how: dict[str, Any] = {"gamma": gamma, "eta": eta, "siblings": siblings, "lookup": lookup}
     for index, prompt in enumerate(given):
         kangaroo = generate(params, prompt, max_new_tokens=max_new_tokens, method="kangaroo", **how)
         plain = generate(params, prompt, max_new_tokens=max_new_tokens, method="plain")

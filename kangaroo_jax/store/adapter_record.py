@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kangaroo_jax.checks import brief
-from kangaroo_jax.model import METHODS, SIBLINGS, AdapterConfig, KangarooConfig, LlamaConfig
+from kangaroo_jax.model import LOOKUP, METHODS, SIBLINGS, AdapterConfig, KangarooConfig, LlamaConfig
 from kangaroo_jax.store.dialects import config_to_hf
 from kangaroo_jax.store.mapping import flatten
 from kangaroo_jax.store.torch_zip import shown
@@ -30,11 +30,12 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "draft_vocabulary": (int, type(None)),
     "method": (str,),
     "siblings": (int,),
+    "lookup": (int,),
 }
 # What records had no place for at first.
 _OWN = ("rope_theta", "num_key_value_heads", "intermediate_size", "draft_vocabulary")
 _WITHOUT: dict[str, Any] = dict.fromkeys(_OWN)
-_WITHOUT |= {"training": {}, "adapter": "kangaroo", "method": "kangaroo", "siblings": 0}
+_WITHOUT |= {"training": {}, "adapter": "kangaroo", "method": "kangaroo", "siblings": 0, "lookup": 0}
 
 
 def fingerprint(config: LlamaConfig) -> str:
@@ -56,8 +57,7 @@ def adapter_record(config: LlamaConfig, draft: KangarooConfig, training: Mapping
     adapter |= {name: value for name in _OWN if (value := getattr(draft.adapter, name)) is not None}
     if draft.method != "kangaroo":
         fields |= {"method": draft.method}
-    if draft.siblings:
-        fields |= {"siblings": draft.siblings}
+    fields |= {name: value for name in ("siblings", "lookup") if (value := getattr(draft, name))}
     target = {"hidden_size": config.hidden_size, "target": fingerprint(config)}
     return fields | adapter | target | {"training": dict(training)}
 
@@ -88,9 +88,8 @@ def read_record(
         adapter = AdapterConfig(fields["adapter"], **{name: fields[name] for name in _OWN})
     except ValueError as error:
         raise ValueError(f"{where}: {error}; {AGAIN}") from None
-    draft = KangarooConfig(
-        fields["exit_layer"], fields["gamma"], fields["eta"], adapter, fields["method"], fields["siblings"]
-    )
+    names = ("exit_layer", "gamma", "eta", "method", "siblings", "lookup")
+    draft = KangarooConfig(adapter=adapter, **{name: fields[name] for name in names})
     if exit_layer not in (None, draft.exit_layer):
         raise ValueError(
             f"{where}: the adapter was trained for exit_layer {brief(draft.exit_layer)}, and exit_layer "
@@ -128,6 +127,8 @@ def check_draft(draft: KangarooConfig, config: LlamaConfig, where: str) -> None:
         )
     if not 0 <= draft.siblings <= SIBLINGS:
         raise ValueError(f"{where}: siblings is {brief(draft.siblings)}; it must be from 0 to {SIBLINGS}")
+    if not 0 <= draft.lookup <= LOOKUP:
+        raise ValueError(f"{where}: lookup is {brief(draft.lookup)}; it must be from 0 to {LOOKUP}")
     if draft.method not in METHODS:
         raise ValueError(f"{where}: method is {brief(draft.method)}; it must be one of {', '.join(METHODS)}")
     if not 0 <= draft.eta <= sys.float_info.max:  # JSON's integers have no bound.

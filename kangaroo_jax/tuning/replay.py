@@ -91,7 +91,8 @@ def trace(params: Params, prompt: Sequence[int], gamma: int, max_new_tokens: int
     Raises:
         ValueError: as ``generate``.
     """
-    checked = plan(params, Options(max_new_tokens=max_new_tokens, gamma=gamma, eta=0.0, siblings=0, method="kangaroo"))
+    fixed: dict[str, Any] = {"gamma": gamma, "eta": 0.0, "siblings": 0, "lookup": 0, "method": "kangaroo"}
+    checked = plan(params, Options(max_new_tokens=max_new_tokens, **fixed))
     run = Run(params, [list(prompt)], checked)
     state = run.state
     while int(state.finish[0]) == dec.RUNNING:

@@ -25,9 +25,9 @@ SECONDS = 0.1
 def rounds_plan(params: Params, gamma: int, eta: float = 0.0) -> Plan:
     """Return a checked plan of greedy decoding that no token ends; gamma 0 is plain."""
     budget = params.config.max_position_embeddings
-    method: dict[str, Any] = (
-        {"gamma": gamma, "eta": eta, "siblings": 0, "method": "kangaroo"} if gamma else {"method": "plain"}
-    )
+    method: dict[str, Any] = {"method": "plain"}
+    if gamma:
+        method = {"gamma": gamma, "eta": eta, "siblings": 0, "lookup": 0, "method": "kangaroo"}
     return plan(params, Options(max_new_tokens=budget, eos_token_id=(), **method))
 
 

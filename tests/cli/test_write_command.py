@@ -58,7 +58,7 @@ def test_an_option_of_sampling_draws_tokens(run: Any, monkeypatch: pytest.Monkey
     argv = [word for option in given for word in (option, *([str(SAMPLING[option])] if option in SAMPLING else []))]
     assert run(PROMPT, "--json", *argv)[0] == 0
     values = {option[2:].replace("-", "_"): SAMPLING[option] for option in given if option in SAMPLING}
-    unset = {"max_new_tokens": 20, **dict.fromkeys(("gamma", "eta", "siblings", "method", "stop_strings"))}
+    unset = {"max_new_tokens": 20, **dict.fromkeys(("gamma", "eta", "siblings", "lookup", "method", "stop_strings"))}
     assert seen == [unset | {"do_sample": True} | values]
 
 

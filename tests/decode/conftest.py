@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from scipy import stats
 
 from kangaroo_jax import decode as dec
+from kangaroo_jax.kernels import pack_adapter, pack_target, why_not
 from kangaroo_jax.model import AdapterConfig, LlamaConfig, forward, init_adapter, init_params
 
 CONFIG = LlamaConfig(
@@ -214,6 +216,25 @@ class Lab:
 def lab() -> Lab:
     """Grouped-query attention, draft model of two layers of five."""
     return Lab(CONFIG, exit_layer=2)
+
+
+def packed(lab: Lab, dtype: str) -> Lab:
+    """Return the lab with weights for the native kernels."""
+    twin = copy.copy(lab)
+    weights = jax.tree.map(lambda leaf: leaf.astype(dtype), lab.weights)
+    twin.weights = {"target": pack_target(dict(weights["target"])), "adapter": pack_adapter(weights["adapter"])}
+    twin._texts = {}
+    return twin
+
+
+KERNELS = ["xla"] if why_not() else ["xla", "native fp32", "native bf16"]
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def any_lab(request: pytest.FixtureRequest, lab: Lab) -> Lab:
+    """The lab, on XLA and with the native kernels."""
+    kernels, _, dtype = request.param.partition(" ")
+    return lab if kernels == "xla" else packed(lab, {"fp32": "float32", "bf16": "bfloat16"}[dtype])
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from functools import partial
 from typing import Any
@@ -14,7 +13,6 @@ import pytest
 
 from kangaroo_jax import decode as dec
 from kangaroo_jax.decode.likely import surest
-from kangaroo_jax.kernels import pack_adapter, pack_target, why_not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,25 +24,6 @@ class Second(dec.Kangaroo):
         known = jnp.take_along_axis(weights["known"], positions + 1, axis=1)
         token, size = jnp.arange(logits.shape[1]), logits.shape[1]
         return logits * 0 - (token - known - 1) % size * 0.1 - (token == known) * 0.05 + (token == known) * 6.0, memory
-
-
-def packed(lab: Any, dtype: str) -> Any:
-    """Return the lab with weights for the native kernels."""
-    twin = copy.copy(lab)
-    weights = jax.tree.map(lambda leaf: leaf.astype(dtype), lab.weights)
-    twin.weights = {"target": pack_target(dict(weights["target"])), "adapter": pack_adapter(weights["adapter"])}
-    twin._texts = {}
-    return twin
-
-
-KERNELS = ["xla"] if why_not() else ["xla", "native fp32", "native bf16"]
-
-
-@pytest.fixture(scope="module", params=KERNELS)
-def any_lab(request: pytest.FixtureRequest, lab: Any) -> Any:
-    """The lab, on XLA and with the native kernels."""
-    kernels, _, dtype = request.param.partition(" ")
-    return lab if kernels == "xla" else packed(lab, {"fp32": "float32", "bf16": "bfloat16"}[dtype])
 
 
 def plain(lab: Any, prompts: Any) -> list[list[int]]:
