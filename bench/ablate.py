@@ -34,6 +34,7 @@ from workshop.places import claimed
 
 ABLATION = "ablation.json"
 KINDS = ("grid", "adapters")
+LINES = {"siblings": 0, "lookup": 0}  # What is asked is what the draft model is worth.
 
 
 def variants(params: kangaroo_jax.Params, args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Ready]]]:
@@ -45,14 +46,14 @@ def variants(params: kangaroo_jax.Params, args: argparse.Namespace) -> Iterator[
     plain = make(PLAIN, params)
     if args.kind == "grid":
         for gamma in args.gammas:
-            settings = ({"gamma": gamma, "eta": eta} for eta in args.etas)
+            settings = ({"gamma": gamma, "eta": eta, **LINES} for eta in args.etas)
             found = {f"gamma-{gamma}-eta-{one['eta']:g}": make("kangaroo", params, one) for one in settings}
             yield f"gamma-{gamma}", {PLAIN: plain, **found}
     else:
         found = {}
         for directory in args.adapters:
             other = with_adapter(params, directory)
-            ready = make("kangaroo", other, {"gamma": args.gamma, "eta": args.eta})
+            ready = make("kangaroo", other, {"gamma": args.gamma, "eta": args.eta, **LINES})
             name = f"exit-{ready.spec.drafter.exit_layer}-{other.draft.adapter.kind}"  # type: ignore[union-attr]
             if name in found:
                 raise ValueError(f"{directory} is a second adapter {name}; give each exit layer and kind once")

@@ -44,6 +44,7 @@ def fitted_rows(
         "model": Path(params.name).name,
         "dtype": params.dtype.name,
         "kernels": params.kernels,
+        "draft_weights": params.draft_weights,
         "questions": [question.question_id for question in questions],
         "settings": {name: dict(found) for name, found in settings.items()},
     }

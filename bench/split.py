@@ -47,9 +47,10 @@ def time_split(
     rounds, drafted, decode = _counts(answers)
     steps, _, plain_decode = _counts(plain)
     step = plain_decode / steps if steps else 0.0
+    steps_drafted = _draft_steps(answers)
     parts = {
-        "shallow": (rounds + drafted) * costs.get("shallow", 0.0) * step,
-        "propose": (drafted * costs.get("propose", 0.0) + rounds * costs.get("draft", 0.0)) * step,
+        "shallow": (rounds + steps_drafted) * costs.get("shallow", 0.0) * step,
+        "propose": (steps_drafted * costs.get("propose", 0.0) + rounds * costs.get("draft", 0.0)) * step,
         "deep": (rounds * costs["deep"] + drafted * costs.get("row", 0.0)) * step,
     }
     spent = sum(parts.values())
@@ -183,6 +184,15 @@ def _draft_again(
     result = jax.eval_shape(partial(once, jnp.int32(0)), (state, None))[1]
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), result)
     return jax.lax.fori_loop(0, times, once, (state, zeros))
+
+
+def _draft_steps(answers: Sequence[Answer]) -> int:
+    """Return how often a draft model ran that knows how sure it is.
+
+    Siblings have no confidence of their own, 0; and a round that is sure of everything was looked up.
+    """
+    rounds = [values for answer in answers for turn in answer.turns for values in turn.confidence]
+    return sum(0 if min(values, default=1) == 1 else sum(value > 0 for value in values) for values in rounds)
 
 
 def _counts(answers: Sequence[Answer]) -> tuple[int, int, float]:

@@ -163,7 +163,8 @@ def bootstrap_interval(values: Sequence[float]) -> list[float] | None:
 def confidences(answers: Iterable[Answer]) -> tuple[list[float], list[float]]:
     """Return the confidence of accepted and of rejected drafts, in one run's or several runs' answers.
 
-    A round rejects one token at most; what it drafted behind that one was never judged. Only for drafts that are lines.
+    A round rejects one token at most; what it drafted behind that one was never judged. Only for drafts that are lines;
+    what was looked up has confidence 1.
     """
     accepted: list[float] = []
     rejected: list[float] = []

@@ -29,8 +29,8 @@ class Chat:
 
     The prompt of a turn is what the chat template makes of the whole conversation. Caches are as long as the context
     from the start, and prompts are run a fixed number of tokens at a time, so that no turn compiles anything after the
-    first as long as method, gamma and do_sample stay. As far as the new prompt repeats the tokens before it, their
-    caches are kept.
+    first as long as method, gamma, siblings, lookup and do_sample stay. As far as the new prompt repeats the tokens
+    before it, their caches are kept.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
-from kangaroo_jax.kernels import DRAFT_WEIGHTS, pack_adapter, pack_leaf, pack_target, packs, use_native
+from kangaroo_jax.kernels import DRAFT_WEIGHTS, pack_adapter, pack_leaf, pack_target, packs, use_native, why_not
 from kangaroo_jax.model import KangarooConfig, LlamaConfig, with_draft_head
 from kangaroo_jax.store import (
     Placement,
@@ -56,8 +56,10 @@ class Params(struct.PyTreeNode):
 
     @property
     def draft_weights(self) -> str | None:
-        """How the adapter's matrices are stored: ``"int8"`` or, as they are, ``"full"``; None without an adapter."""
-        return self.adapter and ("int8" if packs(self.adapter, jnp.int8) else "full")
+        """How what only drafts is packed: ``"int8"`` or, as it is, ``"full"``; None where nothing of it is packed."""
+        if self.adapter is None or not packs(self.adapter):
+            return None
+        return "int8" if packs(self.adapter, jnp.int8) else "full"
 
     @property
     def chats(self) -> bool:
@@ -97,9 +99,9 @@ def load(
         kernels: ``"native"``: the weights are packed for the package's own CPU kernels, and kept in bf16 where that
             holds them exactly; ``"xla"``: they stay arrays; default: native on a CPU where the kernels were built, and
             no ``sharding`` is given.
-        draft_weights: how native kernels read the adapter's matrices and the LM head's columns that it drafts with:
-            ``"int8"``, a scale for each column; or ``"full"``, in their own dtype. Other tokens may be drafted then,
-            no others are accepted. Default: int8 for a model in bf16.
+        draft_weights: how native kernels read the matrices of an adapter that attends, and the LM head's columns that
+            it drafts with: ``"int8"``, a scale for each column; or ``"full"``, in their own dtype. Other tokens may be
+            drafted then, no others are accepted. Default: int8 for a model in bf16, where native kernels are used.
 
     Raises:
         ValueError: if the name is unknown, a file is missing or damaged, the adapter belongs to another model or
@@ -154,7 +156,10 @@ def _draft_weights(wanted: str, dtype: Any, native: bool) -> str:
     if wanted not in DRAFT_WEIGHTS:
         raise ValueError(f"draft_weights is {wanted!r:.60}; pass one of {', '.join(DRAFT_WEIGHTS)}")
     if wanted == "int8" and not native:
-        raise ValueError("draft_weights is int8, which only the native kernels read; pass full, or leave it out")
+        raise ValueError(
+            f"draft_weights is int8, which only the native kernels read, and {why_not() or 'they are not used'}; "
+            "pass full, or leave it out"
+        )
     return ("int8" if native and dtype == jnp.bfloat16 else "full") if wanted == "auto" else wanted
 
 

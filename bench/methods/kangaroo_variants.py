@@ -78,7 +78,7 @@ def early_exit(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Read
         ValueError: if a setting is out of range.
     """
     layers = params.config.num_hidden_layers
-    # As Kangaroo, so that the two differ in the adapter alone; without one, the paper's settings.
+    # As Kangaroo without siblings and lookup, so that the two differ in the adapter alone; else the paper's settings.
     like = params.draft or KangarooConfig(-(-layers // 16))
     asked = {name: getattr(like, name) if settings[name] is None else settings[name] for name in settings}
     gamma = integer("early-exit: gamma", asked["gamma"], 1, params.config.max_position_embeddings)
@@ -93,7 +93,7 @@ METHODS = (
     Method("plain", "one token for each pass over the model", "", {}, plain),
     Method(
         "kangaroo",
-        "exit layer, adapter and the target's head draft, until they lose confidence",
+        "exit layer, adapter and the target's head draft, until they lose confidence; siblings and lookup as set",
         PAPER,
         {"gamma": None, "eta": None, "siblings": None, "lookup": None},
         kangaroo,

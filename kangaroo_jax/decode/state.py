@@ -70,7 +70,8 @@ class Draft(struct.PyTreeNode):
     Attributes:
         tokens: drafted tokens, ``[B, G]``; valid up to ``count``. Of a tree: the tokens of rows 1 to R - 1.
         count: tokens drafted for each sequence, ``[B]``; of a tree, its candidates.
-        confidence: top-1 probability of the draft model at each drafted token, ``[B, R]``; valid up to ``count``.
+        confidence: top-1 probability of the draft model at each drafted token, ``[B, R]``; valid up to ``count``. That
+            of siblings is 0, and of looked up tokens 1.
         drawn: logits and cuts each token was drawn with, ``[B, G, V]`` and ``[B, G]``; None when the most likely one is
             taken.
         hidden: ``hidden_states[l]`` of the newest committed token and of every drafted one, ``[B, R, D]``; R is

@@ -182,7 +182,7 @@ def verify_lossless(
         kangaroo = generate(params, prompt, max_new_tokens=max_new_tokens, method="kangaroo", **how)
         plain = generate(params, prompt, max_new_tokens=max_new_tokens, method="plain")
         name = _beginning(params, prompt) if names is None else names[index]
-        rows.append(_compare(params, name, prompt, max_new_tokens, plain, kangaroo))
+        rows.append(_compare(params, name, prompt, max_new_tokens, plain, kangaroo, lookup))
         tick()
     assert kangaroo is not None
     dtype = str(params.dtype)
@@ -200,7 +200,13 @@ def beginning(text: str) -> str:
 
 
 def _compare(
-    params: Params, name: str, prompt: list[int], budget: int, plain: Generation, kangaroo: Generation
+    params: Params,
+    name: str,
+    prompt: list[int],
+    budget: int,
+    plain: Generation,
+    kangaroo: Generation,
+    lookup: int | None,
 ) -> LosslessRow:
     """Compare two results for one prompt; where a token differs, compute the logits behind it."""
     first, second = plain.token_ids, kangaroo.token_ids
@@ -227,8 +233,10 @@ def _compare(
     )
     if plain_token is None or kangaroo_token is None:  # A text that merely ends sooner: no logit explains that.
         return row
-    plain_logits, verified = rescore(params, prompt, first[:common], budget, kangaroo.stats.gamma)
-    noise = float(np.abs(verified - plain_logits).max())
+    assert params.draft is not None
+    looked = params.draft.lookup if lookup is None else lookup
+    plain_logits, *verified = rescore(params, prompt, first[:common], budget, kangaroo.stats.gamma, looked)
+    noise = max(float(np.abs(found - plain_logits).max()) for found in verified)
     chosen = plain_logits[[plain_token, kangaroo_token]]
     return dataclasses.replace(
         row,

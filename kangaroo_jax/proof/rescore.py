@@ -21,9 +21,9 @@ _BLOCK = 512  # Most prompt positions that go through the layers at once: memory
 
 
 def rescore(
-    params: Params, prompt: Sequence[int], new: Sequence[int], max_new_tokens: int, gamma: int
-) -> tuple[Float[np.ndarray, " V"], Float[np.ndarray, " V"]]:
-    """Return the fp32 logits of the token that follows ``prompt + new``, computed in two ways.
+    params: Params, prompt: Sequence[int], new: Sequence[int], max_new_tokens: int, gamma: int, lookup: int = 0
+) -> tuple[Float[np.ndarray, " V"], ...]:
+    """Return the fp32 logits of the token that follows ``prompt + new``, computed in two ways, or with lookup in three.
 
     Both are the target's, with caches, in the dtype of the params. They differ in how the new positions go through the
     layers: one at a time, as in plain decoding; or, beyond the exit layer, as many at once as a verification has, from
@@ -36,9 +36,10 @@ def rescore(
         max_new_tokens: the budget of the runs in question. Shapes depend on it and not on ``new``, so that all
             differences share two programs.
         gamma: largest number of tokens drafted in a round.
+        lookup: whether tokens are looked up: those go through the shallow layers as a block, too.
 
     Returns:
-        The logits as plain decoding computes them, and as verification does.
+        The logits as plain decoding computes them, as verification does, and as it does of tokens that were looked up.
     """
     assert params.draft is not None
     config = params.config
@@ -56,7 +57,8 @@ def rescore(
         program, _ = compiled(_last_logits, {0: config, 5: exit_layer, 6: rows, 7: block}, *args)
         return np.asarray(program(*args))
 
-    return by(1, 0), by(spec.rows, exit_layer)
+    block_of_all = (by(spec.rows, 0),) if lookup else ()
+    return by(1, 0), by(spec.rows, exit_layer), *block_of_all
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6, 7))

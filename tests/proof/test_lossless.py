@@ -220,7 +220,7 @@ def test_both_ways_of_scoring_give_the_targets_logits(tiny: kangaroo_jax.Params,
     rng = np.random.default_rng(count)
     for new in (0, 1, 8, 19):
         ids = rng.integers(0, 259, count + new).tolist()
-        for found in rescore(tiny, ids[:count], ids[count:], BUDGET, 5):
+        for found in rescore(tiny, ids[:count], ids[count:], BUDGET, 5, 2):
             assert (found.dtype, found.shape) == (np.float32, (259,))
             np.testing.assert_allclose(found, logits_after(tiny, ids), atol=1e-3, rtol=1e-3)
 
