@@ -187,12 +187,16 @@ def _draft_again(
 
 
 def _draft_steps(answers: Sequence[Answer]) -> int:
-    """Return how often a draft model ran that knows how sure it is.
+    """Return how often a draft model ran: for every drafted token, or those that confidences tell.
 
     Siblings have no confidence of their own, 0; and a round that is sure of everything was looked up.
     """
-    rounds = [values for answer in answers for turn in answer.turns for values in turn.confidence]
-    return sum(0 if min(values, default=1) == 1 else sum(value > 0 for value in values) for values in rounds)
+    turns = [turn for answer in answers for turn in answer.turns]
+    rounds = [pair for turn in turns for pair in zip(turn.confidence, turn.draft_lengths, strict=True)]
+    return sum(
+        count if not values else 0 if min(values) == 1 else sum(value > 0 for value in values)
+        for values, count in rounds
+    )
 
 
 def _counts(answers: Sequence[Answer]) -> tuple[int, int, float]:

@@ -19,7 +19,7 @@ def turn(ids: tuple[int, ...], wall: float, lengths: tuple[int, ...], **fields) 
     """Return a turn that ended with EOS: its text has one token less."""
     drafts = fields.pop("drafts", (0,) * len(lengths))
     accepted = fields.pop("accepted", (0,) * len(lengths))
-    confidence = fields.pop("confidence", tuple((1.0,) * count for count in drafts))
+    confidence = fields.pop("confidence", tuple((0.9,) * count for count in drafts))
     return Turn("text", len(ids) - 1, wall, lengths, drafts, accepted, confidence, 5, wall / 4, "stop", ids, **fields)
 
 
@@ -142,3 +142,14 @@ def test_time_split() -> None:
     assert too_much["rest"] == 0 and sum(too_much.values()) == pytest.approx(4.0)
     assert too_much["shallow"] / too_much["deep"] == pytest.approx(21 / 54)
     assert time_split(other, base, None) is None
+
+
+def test_siblings_and_looked_up_tokens_cost_no_draft_step() -> None:
+    """Siblings have confidence 0, and a round of ones was looked up; without confidences every token was drafted."""
+    base, (other,) = [plain(1, 1, 2.0)], [drafted(1, 1, 4.0)]
+    confidence = ((0.9, 0.8, 0.4), (1.0, 1.0, 1.0), (0.7, 0.0), (0.5,), (0.9, 0.9, 0.0), ())
+    turns = tuple(dataclasses.replace(turn, confidence=confidence) for turn in other.turns)
+    split = time_split([dataclasses.replace(other, turns=turns)], base, {"shallow": 0.2, "propose": 0.1, "deep": 1.0})
+    steps = 3 + 0 + 1 + 1 + 2 + 3
+    assert split["propose"] == pytest.approx(steps * 0.1 * 1.5 / 19)
+    assert split["shallow"] == pytest.approx((6 + steps) * 0.2 * 1.5 / 19)
