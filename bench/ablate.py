@@ -26,6 +26,7 @@ from bench.question_set import JOEY_QUESTIONS, read_questions, select
 from bench.result_tables import number
 from bench.run_bench import fitting, measure, now
 from bench.summary import summarise
+from kangaroo_jax.engine import LINES
 from kangaroo_jax.files import write_json
 from kangaroo_jax.params import with_adapter
 from kangaroo_jax.store import EMBEDDED
@@ -34,7 +35,6 @@ from workshop.places import claimed
 
 ABLATION = "ablation.json"
 KINDS = ("grid", "adapters")
-LINES = {"siblings": 0, "lookup": 0}  # What is asked is what the draft model is worth.
 
 
 def variants(params: kangaroo_jax.Params, args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Ready]]]:

@@ -13,7 +13,7 @@ import kangaroo_jax
 from bench.methods.base import Method, Ready, count_parameters
 from kangaroo_jax import decode as dec
 from kangaroo_jax.checks import integer, real
-from kangaroo_jax.engine import Options, plan
+from kangaroo_jax.engine import LINES, Options, plan
 from kangaroo_jax.model import KangarooConfig, KVCache, logits
 
 PAPER = "Liu et al. 2024, arXiv 2404.18911"
@@ -40,7 +40,7 @@ def kangaroo(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
 
 def kangaroo_fixed(params: kangaroo_jax.Params, settings: Mapping[str, Any]) -> Ready:
     """Return Kangaroo without its second early exit: always ``gamma`` tokens."""
-    fixed = kangaroo(params, {**settings, "eta": 0.0, "siblings": 0, "lookup": 0})
+    fixed = kangaroo(params, {**settings, "eta": 0.0, **LINES})
     return dataclasses.replace(fixed, name="kangaroo-fixed")
 
 
@@ -98,7 +98,7 @@ METHODS = (
         {"gamma": None, "eta": None, "siblings": None, "lookup": None},
         kangaroo,
         "python -m train.adapter --model MODEL",
-        published={"gamma": 6, "eta": 0.6, "siblings": 0, "lookup": 0},
+        published={"gamma": 6, "eta": 0.6, **LINES},
     ),
     Method(
         "kangaroo-fixed",

@@ -179,9 +179,9 @@ class Kangaroo(Drafter):
         def read(memory: KVCache, rows: Int[Array, "B T"], step: Array, count: Int[Array, " B"]) -> KVCache:
             hidden = jnp.take_along_axis(draft.hidden, rows[:, :, None], axis=1)
             positions = verified.length[:, None] - 1 + step
-            memory_with_rows = self._adapt(spec, weights, hidden, positions, memory, count)[1]
-            assert memory_with_rows is not None
-            return memory_with_rows
+            written = self._adapt(spec, weights, hidden, positions, memory, count)[1]
+            assert written is not None
+            return written
 
         last = verified.accepted[:, None]
         row = jnp.take_along_axis(verified.path, last, axis=1)

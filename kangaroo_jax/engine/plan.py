@@ -46,6 +46,8 @@ class Options:
             raise TypeError(str(error).replace("Options.__init__()", f"{caller}()")) from None
 
 
+LINES: dict[str, Any] = {"siblings": 0, "lookup": 0}
+"""Options with which Kangaroo is the paper's: what it drafts is one line, and the draft model's own."""
 OF_A_BATCH = ("gamma", "siblings", "lookup", "method", "num_return_sequences")
 """Options that all prompts of a call share; every other one may differ from prompt to prompt."""
 

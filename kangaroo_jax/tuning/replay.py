@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from kangaroo_jax import decode as dec
-from kangaroo_jax.engine import Options, Run, compiled, plan
+from kangaroo_jax.engine import LINES, Options, Run, compiled, plan
 from kangaroo_jax.params import Params
 
 _ROUNDS_A_CALL = 16
@@ -91,8 +91,7 @@ def trace(params: Params, prompt: Sequence[int], gamma: int, max_new_tokens: int
     Raises:
         ValueError: as ``generate``.
     """
-    fixed: dict[str, Any] = {"gamma": gamma, "eta": 0.0, "siblings": 0, "lookup": 0, "method": "kangaroo"}
-    checked = plan(params, Options(max_new_tokens=max_new_tokens, **fixed))
+    checked = plan(params, Options(max_new_tokens=max_new_tokens, gamma=gamma, eta=0.0, method="kangaroo", **LINES))
     run = Run(params, [list(prompt)], checked)
     state = run.state
     while int(state.finish[0]) == dec.RUNNING:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from kangaroo_jax import decode as dec
-from kangaroo_jax.engine import Kept, Options, Plan, Run, compiled, plan
+from kangaroo_jax.engine import LINES, Kept, Options, Plan, Run, compiled, plan
 from kangaroo_jax.model import embed, line, logits, run_layers
 from kangaroo_jax.params import Params
 
@@ -27,7 +27,7 @@ def rounds_plan(params: Params, gamma: int, eta: float = 0.0) -> Plan:
     budget = params.config.max_position_embeddings
     method: dict[str, Any] = {"method": "plain"}
     if gamma:
-        method = {"gamma": gamma, "eta": eta, "siblings": 0, "lookup": 0, "method": "kangaroo"}
+        method = {"gamma": gamma, "eta": eta, "method": "kangaroo", **LINES}
     return plan(params, Options(max_new_tokens=budget, eos_token_id=(), **method))
 
 

@@ -456,8 +456,7 @@ constexpr int64_t kPhases = 10;  // Of a layer, at most.
 
 // Decoder layers, in place in their caches.
 // args: x [B, T, D], cos and sin [B, T, hd/2], mask [B, T, S], start [B], count [B], (twins [B, T],) then of each layer:
-// (input norm),
-// qkv, (qkv bias), (q norm, k norm), o, (post norm, gate and up, down), k, v; at last (norm).
+// (input norm), qkv, (qkv bias), (q norm, k norm), o, (post norm, gate and up, down), k, v; at last (norm).
 // results: x, the workspace, then k and v of each layer, which share their memory with the arguments.
 static ffi::Error LayersCall(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets results, int64_t layers,
                              int64_t heads, int64_t kv_heads, int64_t head_width, int64_t inner, float eps,
