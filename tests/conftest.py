@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before JAX is imported, and handed on to other processes by the environment.
@@ -34,6 +34,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # The first example of a test may load or compile something; how long that takes says nothing about the code.
 settings.register_profile("suite", deadline=None, print_blob=True)
 settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_mappings() -> Iterator[None]:
+    """Forget compiled programs when a file is done and there are many of them.
+
+    On a CPU each is three mappings of memory or more. Linux allows a process 65,530, and XLA ends with a segmentation
+    fault where it gets no further one.
+    """
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_text().count("\n") > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
