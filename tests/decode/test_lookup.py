@@ -25,12 +25,13 @@ GAMMA = 4
         ("abcdabefab", 1, "efa"),
         ("abcdabefab", 3, ""),
         ("abxab", 2, "xab"),
-        ("abab", 2, "ab"),  # The text ends.
-        ("aaaa", 2, "a"),
-        ("aaaa", 3, "a"),
+        ("abxabxab", 3, "xab"),
+        ("abab", 2, "aba"),  # The text ends, and is taken to go on like this.
+        ("aaaa", 2, "aaa"),
+        ("aaaa", 3, "aaa"),
         ("aaaa", 4, ""),
         ("ab", 1, ""),
-        ("aa", 1, "a"),
+        ("aa", 1, "aaa"),
         ("a", 1, ""),
         ("a", 3, ""),
     ],
