@@ -56,7 +56,7 @@ def test_the_model_is_fetched_once(tmp_path: Path) -> None:
 
 def test_without_native_kernels_it_is_fp32(tmp_path: Path) -> None:
     _, calls = Machine(tmp_path, network=True, kernels="XLA; native ones cannot be used: they were not built").demo()
-    assert "--model smollm2 --dtype float32 --compare --show" in calls[-1]
+    assert "--model smollm2 --dtype float32 --gamma 5 --compare --show" in calls[-1]
 
 
 @pytest.mark.parametrize("times", [1, 2])

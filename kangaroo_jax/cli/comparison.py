@@ -106,4 +106,8 @@ def _table(params: kangaroo_jax.Params, pairs: list[Pair], figures: dict[str, An
         f"compression rate  {figures['compression_rate']:.2f} tokens per round",
         f"identical: {'yes' if figures['identical'] else 'NO'}",
     ]
+    if figures["speedup"] < 1:
+        lines.append("Drafting costs more here than it saves: `--method plain` is faster, and writes the same.")
+        if params.kernels == "xla":
+            lines.append("On a CPU it lives on the native kernels; see docs/kernels.md.")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,20 @@ def test_table_of_a_comparison(run: Any) -> None:
     status, out, err = run(PROMPT, "--compare", "--repeats", "1")
     assert (status, err) == (0, "")
     assert "identical: yes" in out and "speedup" in out and "gamma 5, eta 0.3" in out
+
+
+def test_where_drafting_does_not_pay_it_says_what_does(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = command.compare
+
+    def timed(seconds: float, *args: Any, **options: Any) -> list[Pair]:
+        taken = {"plain_seconds": (1.0,), "kangaroo_seconds": (seconds,)}
+        return [dataclasses.replace(pair, **taken) for pair in real(*args, **options)]
+
+    for seconds in (0.9, 1.1):
+        monkeypatch.setattr(command, "compare", functools.partial(timed, seconds))
+        out = run(PROMPT, "--compare", "--repeats", "1", "--kernels", "xla")[1]
+        slower = seconds > 1
+        assert ("`--method plain` is faster" in out) is slower and ("see docs/kernels.md" in out) is slower
 
 
 def test_the_texts_of_a_comparison_are_shown(run: Any, tiny: kangaroo_jax.Params) -> None:
