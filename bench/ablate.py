@@ -54,7 +54,9 @@ def variants(params: kangaroo_jax.Params, args: argparse.Namespace) -> Iterator[
         for directory in args.adapters:
             other = with_adapter(params, directory)
             ready = make("kangaroo", other, {"gamma": args.gamma, "eta": args.eta, **LINES})
-            name = f"exit-{ready.spec.drafter.exit_layer}-{other.draft.adapter.kind}"  # type: ignore[union-attr]
+            assert other.draft is not None
+            adapter = other.draft.adapter
+            name = f"exit-{ready.spec.drafter.exit_layer}-{adapter.kind}{'-final' * adapter.final_states}"
             if name in found:
                 raise ValueError(f"{directory} is a second adapter {name}; give each exit layer and kind once")
             found[name] = ready
@@ -123,6 +125,7 @@ def row(name: str, ready: Ready, figures: Mapping[str, Any]) -> dict[str, Any]:
         "name": name,
         "exit_layer": ready.spec.drafter.exit_layer,
         "adapter": adapter.kind,
+        "final_states": adapter.final_states,
         "parameters": count_parameters(ready.params.adapter),
         "gamma": ready.spec.gamma,
         "eta": ready.eta,

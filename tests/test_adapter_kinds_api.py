@@ -20,13 +20,23 @@ def load(model: Path, directory: Path, adapter: AdapterConfig) -> kangaroo_jax.P
     """Save an adapter of this kind for the model, and load both; as arrays, the adapter is what was saved."""
     config = read_config(model)
     params = jax.device_get(init_adapter(config, jax.random.key(6), adapter))
+    if adapter.final_states:
+        params["final_proj"]["kernel"] = np.random.default_rng(4).normal(size=(config.hidden_size,) * 2).astype("f4")
     save_adapter(directory, config, KangarooConfig(1, 5, 0.3, adapter), params, {})
     arrays = kangaroo_jax.load(model, adapter=directory, kernels="xla").adapter
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(arrays), params)
     return kangaroo_jax.load(model, adapter=directory)
 
 
-@pytest.mark.parametrize("adapter", [AdapterConfig("linear"), AdapterConfig("own-head", rope_theta=7.0)])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        AdapterConfig("linear"),
+        AdapterConfig("own-head", rope_theta=7.0),
+        AdapterConfig("with-mlp", final_states=True),
+        AdapterConfig("linear", final_states=True),
+    ],
+)
 def test_generate_writes_what_plain_decoding_does(tiny_model: Path, tmp_path: Path, adapter: AdapterConfig) -> None:
     params = load(tiny_model, tmp_path / "adapter", adapter)
     ours, plain = (
@@ -37,8 +47,9 @@ def test_generate_writes_what_plain_decoding_does(tiny_model: Path, tmp_path: Pa
     assert all(sum(out.stats.draft_lengths) > 0 for out in ours)
 
 
-def test_a_chat_keeps_its_caches_with_an_adapter_that_has_none(tiny_model: Path, tmp_path: Path) -> None:
-    params = load(tiny_model, tmp_path / "adapter", AdapterConfig("linear"))
+@pytest.mark.parametrize("adapter", [AdapterConfig("linear"), AdapterConfig("with-mlp", final_states=True)])
+def test_a_chat_keeps_its_caches_with_other_adapters(tiny_model: Path, tmp_path: Path, adapter: AdapterConfig) -> None:
+    params = load(tiny_model, tmp_path / "adapter", adapter)
     config = dataclasses.replace(params.config, max_position_embeddings=401)
     chats = [
         kangaroo_jax.Chat(params.replace(config=config), max_new_tokens=7, method=method)

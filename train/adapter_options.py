@@ -47,6 +47,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--mlp-width", type=int, metavar="N", help="width of the adapter's MLP, if it has one (default: the target's)")
     only = "draft none but the N tokens that are trained most often, and EOS: the head then costs less"
     add("--draft-vocabulary", type=int, metavar="N", help=f"{only} (default: the whole vocabulary)")
+    finals = (
+        "let the adapter read the target's final state of the token before, too: it drafts better, and little dearer"
+    )
+    add("--final-states", action="store_true", help=finals)
     add("--gamma", type=int, help="draft length stored in the adapter's config (default: 6; joey 7)")
     add("--eta", type=float, help="confidence stored in the adapter's config (default: 0.6; joey 0.2)")
     epochs = "passes over the data; over plain text, as many random windows as have its number of tokens"
@@ -128,6 +132,8 @@ def check_options(args: argparse.Namespace) -> None:
     """Raise ValueError naming the first option whose number makes no sense, what it must be and its value."""
     if min(args.exit_layer) < 1:
         raise ValueError(f"--exit-layer is {','.join(map(str, args.exit_layer))}; it must be at least 1")
+    if args.final_states and args.mask == "upstream":
+        raise ValueError("--mask upstream is two tokens late, where --final-states expects none; leave one of them out")
     devices = jax.device_count()
     sharers = args.shard_target
     groups = max(devices // max(sharers, 1), 1)

@@ -21,9 +21,9 @@ from jaxtyping import Array, Bool, Float, Int
 from kangaroo_jax.model import (
     KangarooConfig,
     LlamaConfig,
-    RMSNorm,
     draft_head,
     embed,
+    final_norm,
     head_kernel,
     line,
     linear,
@@ -78,7 +78,7 @@ def target_states(
     for layer in sorted({*layers, config.num_hidden_layers}):
         hidden, _ = run_layers(config, target, hidden, context, None, done, layer)
         states[f"exit{layer}"], done = hidden, layer
-    return states | {"final": RMSNorm(config.rms_norm_eps).apply({"params": target["norm"]}, hidden)}
+    return states | {"final": final_norm(config, target, hidden)}
 
 
 def columns_of(target: Any, ids: Any) -> dict[str, Array]:
@@ -129,13 +129,40 @@ def joint_loss(
         for name, draft in drafts.items():
             hidden = states[f"exit{draft.exit_layer}"]
             rounded = jax.tree.map(lambda leaf, to=hidden.dtype: leaf.astype(to), adapters[name])
-            drafted, _ = run_adapter(config, rounded, hidden, context, None, draft.adapter)
+
+            def run(params: Any, before: Any = None, hidden: Any = hidden, draft: Any = draft) -> jax.Array:
+                return run_adapter(config, params, hidden, context, None, draft.adapter, before)[0]
+
+            before = None
+            if draft.adapter.final_states:
+                final = _after(states["final"].astype(hidden.dtype), mask)
+                guessed = run(jax.lax.stop_gradient(rounded), final)
+                before = _some_guessed(final, _after(guessed, mask))
+            drafted = run(rounded, before)
             head = columns["kernel"] if columns else draft_head(target, rounded)
             each[name] = chunked_sums(teacher, head, _grouped(drafted, groups), _grouped(mask, groups), chunk)
         total = functools.reduce(operator.add, (total for total, _ in each.values()))
         return total, _labelled({name: sums for name, (_, sums) in each.items()})
 
     return loss
+
+
+def _after(values: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Return the values of the position before each; zeros in a prompt, as while decoding.
+
+    That is where nothing counts, and of text that counts from its first token the first quarter.
+    """
+    known = mask & (~mask[:, :1] | (jnp.arange(mask.shape[1]) >= mask.shape[1] // 4))
+    return jnp.pad(jnp.where(known[:, :, None], values, 0)[:, :-1], ((0, 0), (1, 0), (0, 0)))
+
+
+def _some_guessed(known: Float[Array, "B T D"], guessed: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """Return final states of which about every second one is what the adapter takes for it while it drafts.
+
+    Which ones, depends on the position alone: so the loss is a function of the data, in whatever batch a row is.
+    """
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))(jnp.arange(known.shape[1]))
+    return jnp.where(jax.vmap(jax.random.bernoulli)(keys)[None, :, None], guessed, known)
 
 
 def distillation_loss(

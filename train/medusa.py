@@ -13,7 +13,7 @@ import numpy as np
 
 import kangaroo_jax
 from kangaroo_jax.baselines import MEDUSA_CONFIG, MEDUSA_HEADS, init_medusa, medusa_states, one_head, save_medusa
-from kangaroo_jax.model import LlamaConfig, RMSNorm, embed, line, run_layers
+from kangaroo_jax.model import LlamaConfig, embed, final_norm, line, run_layers
 from kangaroo_jax.store import load_target
 from train.companion import ahead_sums, build_parser, counted, prepare, run, train
 from train.loss import Sums
@@ -49,7 +49,7 @@ def medusa_loss(
         target, tokens = jax.lax.stop_gradient(target), batch["tokens"]
         context = line(jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape), None)
         x, _ = run_layers(config, target, embed(target, tokens), context, None, 0, config.num_hidden_layers)
-        x = RMSNorm(config.rms_norm_eps).apply({"params": target["norm"]}, x)
+        x = final_norm(config, target, x)
         # They compute in the target's dtype, as they do when they draft.
         rounded = jax.tree.map(lambda leaf: leaf.astype(x.dtype), params)
         counts = counted(batch["mask"], heads + 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kangaroo_jax.gguf import whole_name
@@ -137,9 +138,12 @@ def _given(directory: Path, config: LlamaConfig, draft: KangarooConfig) -> tuple
                 f"--init-adapter {directory} has the {name} {value}, and {option} is {wanted}; pass the same"
             )
     params.pop("draft_vocabulary", None)  # That of this run's data.
-    return dataclasses.replace(
-        draft, adapter=dataclasses.replace(draft.adapter, rope_theta=found.adapter.rope_theta)
-    ), params
+    if found.adapter.final_states and not draft.adapter.final_states:
+        raise ValueError(f"--init-adapter {directory} reads final states; pass --final-states, too")
+    draft = dataclasses.replace(draft, adapter=dataclasses.replace(draft.adapter, rope_theta=found.adapter.rope_theta))
+    if draft.adapter.final_states and not found.adapter.final_states:
+        params["final_proj"] = {"kernel": jnp.zeros((config.hidden_size, config.hidden_size))}  # As init_adapter does.
+    return draft, params
 
 
 def settle(args: argparse.Namespace, config: LlamaConfig) -> argparse.Namespace:

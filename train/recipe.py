@@ -97,6 +97,7 @@ def drafts_of(args: argparse.Namespace) -> dict[str, KangarooConfig]:
                 num_key_value_heads=args.kv_heads,
                 intermediate_size=args.mlp_width,
                 draft_vocabulary=args.draft_vocabulary,
+                final_states=args.final_states,
             )
             drafts[name] = KangarooConfig(layer, args.gamma, args.eta, adapter)
     return drafts

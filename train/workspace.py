@@ -64,6 +64,7 @@ def run_settings(args: argparse.Namespace, config: LlamaConfig, target: Any) -> 
         "kv_heads",
         "mlp_width",
         "draft_vocabulary",
+        "final_states",
     )
     return {
         "target": fingerprint(config),
@@ -143,7 +144,8 @@ def _check_same_run(workspace: Path, settings: dict[str, Any]) -> None:
     if not _steps(workspace):
         shutil.rmtree(workspace / BEST, ignore_errors=True)  # Of a run that was killed before its first checkpoint.
         return
-    found = {"optimizer": "adamw", **read_json(workspace / _SETTINGS, _ANEW)}  # At first there was no other.
+    # At first there was nothing else.
+    found = {"optimizer": "adamw", "final_states": False, **read_json(workspace / _SETTINGS, _ANEW)}
     check_format(workspace / CHECKPOINTS)
     check_same(f"{workspace} holds a run", found, settings, settings, _ANEW)
 

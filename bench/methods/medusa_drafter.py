@@ -20,7 +20,7 @@ from kangaroo_jax import decode as dec
 from kangaroo_jax.baselines import count_heads, load_medusa, medusa_logits
 from kangaroo_jax.checks import integer
 from kangaroo_jax.kernels import pack
-from kangaroo_jax.model import RMSNorm
+from kangaroo_jax.model import final_norm
 from kangaroo_jax.store import companion, expand
 
 PAPER = "Cai et al. 2024, arXiv 2401.10774"
@@ -74,7 +74,7 @@ class Medusa(dec.Drafter):
         self, spec: dec.DecodeSpec, weights: dec.Weights, state: dec.DecodeState, controls: dec.Controls
     ) -> dec.Draft:
         """Draft ``gamma`` tokens in a line, or the tree."""
-        normed = RMSNorm(spec.config.rms_norm_eps).apply({"params": weights["target"]["norm"]}, state.drafter)
+        normed = final_norm(spec.config, weights["target"], state.drafter)
         shares = jax.nn.softmax(medusa_logits(weights["drafter"], normed)[:, :, 0], axis=-1)
         sure, tokens = jax.lax.top_k(shares, self.tree.width)  # [K, B, width]
         if "tokens" in weights["drafter"]:

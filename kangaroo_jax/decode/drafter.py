@@ -61,7 +61,7 @@ class Verified(struct.PyTreeNode):
         hidden: the last layer's states, before the final norm, ``[B, R, D]``.
         target: the target's own choice after each row, ``[B, R]``.
         path: rows of the accepted tokens, the root first; valid up to ``accepted``, ``[B, gamma + 1]``.
-        accepted: accepted tokens, ``[B]``.
+        accepted: accepted tokens, as far as the sequence's budget goes, ``[B]``.
         length: committed tokens before this round, ``[B]``.
     """
 

@@ -24,6 +24,7 @@ from kangaroo_jax.model import (
     adapter_layers,
     draft_head,
     embed,
+    final_norm,
     fork,
     init_cache,
     line,
@@ -40,9 +41,24 @@ class _Carry(struct.PyTreeNode):
     siblings: Int[Array, "B K"]
 
 
+class Memory(struct.PyTreeNode):
+    """What Kangaroo remembers.
+
+    Attributes:
+        cache: the adapter's; None where it does not attend.
+        before: the final state that the newest committed token was chosen from, ``[B, 1, D]``; None where the adapter
+            reads none.
+        guess: likewise of the newest drafted token: the adapter's own output, which stands for it.
+    """
+
+    cache: KVCache | None
+    before: Float[Array, "B 1 D"] | None = None
+    guess: Float[Array, "B 1 D"] | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Kangaroo(Drafter):
-    """Drafts with the target's first layers, an adapter and the target's head; remembers the adapter's cache.
+    """Drafts with the target's first layers, an adapter and the target's head; remembers what the adapter reads.
 
     Attributes:
         adapter: what the adapter computes.
@@ -83,15 +99,26 @@ class Kangaroo(Drafter):
         """Return the smallest gamma with as many rows."""
         return max(self.rows(gamma) - 8 - self.siblings, 1)
 
-    def allocate(self, spec: DecodeSpec, batch: int, slots: int, dtype: jnp.dtype) -> KVCache | None:
-        """Return a zeroed cache, if the adapter attends."""
-        if not self.adapter.made_of.cached:
+    def allocate(self, spec: DecodeSpec, batch: int, slots: int, dtype: jnp.dtype) -> Memory | None:
+        """Return zeros, if the adapter attends or reads final states."""
+        cached, finals = self.adapter.made_of.cached, self.adapter.final_states
+        if not cached and not finals:
             return None
-        return init_cache(adapter_layers(spec.config, self.adapter), batch, slots, dtype, 1)[0]
+        layers = adapter_layers(spec.config, self.adapter)
+        none = jnp.zeros((batch, 1, spec.config.hidden_size), dtype) if finals else None
+        return Memory(init_cache(layers, batch, slots, dtype, 1)[0] if cached else None, none, none)
 
-    def read(self, spec: DecodeSpec, weights: Weights, memory: KVCache | None, piece: Piece) -> KVCache | None:
-        """Run the adapter over the states of the exit layer."""
-        return None if memory is None else self._adapt(spec, weights, piece.exit, piece.positions, memory)[1]
+    def read(self, spec: DecodeSpec, weights: Weights, memory: Memory | None, piece: Piece) -> Memory | None:
+        """Run the adapter over the states of the exit layer, of a prompt without final ones."""
+        if memory is None:
+            return None
+        return memory.replace(cache=self._adapt(spec, weights, piece.exit, piece.positions, memory.cache)[1])
+
+    def begin(
+        self, spec: DecodeSpec, weights: Weights, memory: Memory | None, last: Float[Array, "B 1 D"]
+    ) -> Memory | None:
+        """Remember the final states that the first tokens are chosen from."""
+        return self._remember(spec, weights, memory, last)
 
     def draft(self, spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Controls) -> Draft:
         """Draft until no sequence is confident any more, or ``gamma`` tokens are drafted.
@@ -165,31 +192,41 @@ class Kangaroo(Drafter):
         draft = carry.draft.replace(read=jnp.where(looked > 0, 0, carry.draft.count))
         return _with_siblings(draft, carry.siblings, siblings * (looked == 0), spec.rows) if siblings else draft
 
-    def learn(self, spec: DecodeSpec, weights: Weights, draft: Draft, verified: Verified) -> KVCache | None:
+    def learn(self, spec: DecodeSpec, weights: Weights, draft: Draft, verified: Verified) -> Memory | None:
         """Write the adapter's keys and values of accepted tokens that drafting did not feed to the adapter.
 
         That is the last token of a line, a sibling, or all that were looked up; the native kernels do it there alone.
-        Only the cache is used: XLA drops all but the projection of keys and values.
+        Only the cache is used: XLA drops all but the projection of keys and values. What the newest token was chosen
+        from is remembered; keys and values of accepted drafts stay those of guesses.
         """
-        if draft.drafter is None:
+        memory: Memory | None = draft.drafter
+        if memory is None:
             return None
-        assert draft.read is not None
-        line, looked = draft.read > 0, (draft.read == 0) & (draft.count > 0)
-
-        def read(memory: KVCache, rows: Int[Array, "B T"], step: Array, count: Int[Array, " B"]) -> KVCache:
-            hidden = jnp.take_along_axis(draft.hidden, rows[:, :, None], axis=1)
-            positions = verified.length[:, None] - 1 + step
-            written = self._adapt(spec, weights, hidden, positions, memory, count)[1]
-            assert written is not None
-            return written
-
         last = verified.accepted[:, None]
         row = jnp.take_along_axis(verified.path, last, axis=1)
+        learnt = self._remember(spec, weights, memory, _rows(verified.hidden, row))
+        if memory.cache is None:
+            return learnt
+        assert draft.read is not None and learnt is not None
+        line, looked = draft.read > 0, (draft.read == 0) & (draft.count > 0)
+        before = None
+        if memory.before is not None:
+            chosen = final_norm(spec.config, weights["target"], _rows(verified.hidden, verified.path[:, :-1]))
+            before = jnp.concatenate([memory.before, chosen], axis=1)
+
+        def read(
+            cache: KVCache | None, rows: Int[Array, "B T"], step: Int[Array, "B T"], count: Int[Array, " B"]
+        ) -> KVCache | None:
+            positions = verified.length[:, None] - 1 + step
+            read_before = None if before is None else _rows(before, step)
+            return self._adapt(spec, weights, _rows(draft.hidden, rows), positions, cache, count, read_before)[1]
+
         unread = line & (row[:, 0] >= draft.read)
-        memory = read(draft.drafter, row, last, unread.astype(jnp.int32))
+        cache = read(memory.cache, row, last, unread.astype(jnp.int32))
         if self.lookup and not spec.sample:
-            memory = read(memory, verified.path, jnp.arange(spec.gamma + 1)[None], looked * (last[:, 0] + 1))
-        return memory
+            steps = jnp.broadcast_to(jnp.arange(spec.gamma + 1), verified.path.shape)
+            cache = read(cache, verified.path, steps, looked * (last[:, 0] + 1))
+        return learnt.replace(cache=cache)
 
     def propose(
         self,
@@ -197,14 +234,17 @@ class Kangaroo(Drafter):
         weights: Weights,
         hidden: Float[Array, "B 1 D"],
         positions: Int[Array, "B 1"],
-        memory: KVCache | None,
-    ) -> tuple[Float[Array, "B N"], KVCache | None]:
+        memory: Memory | None,
+    ) -> tuple[Float[Array, "B N"], Memory | None]:
         """Return the draft model's logits of the token after ``positions``: adapter and head on the exit layer's state.
 
         Returns:
-            fp32 logits of what it can draft, and the adapter's cache, if it has one, with this position written.
+            fp32 logits of what it can draft, and the memory with this position written and this state guessed.
         """
-        adapted, memory = self._adapt(spec, weights, hidden, positions, memory)
+        cache, before = (None, None) if memory is None else (memory.cache, memory.guess)
+        adapted, cache = self._adapt(spec, weights, hidden, positions, cache, before=before)
+        if memory is not None:
+            memory = memory.replace(cache=cache, guess=None if before is None else adapted)
         return linear(adapted, draft_head(weights["target"], weights["adapter"]), jnp.float32)[:, 0], memory
 
     def _choose(
@@ -260,12 +300,22 @@ class Kangaroo(Drafter):
         weights: Weights,
         hidden: Float[Array, "B T D"],
         positions: Int[Array, "B T"],
-        memory: KVCache | None,
+        cache: KVCache | None,
         count: Int[Array, " B"] | None = None,
+        before: Float[Array, "B T D"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Run the adapter on states of the exit layer."""
-        context = line(positions, None if memory is None else memory.slots, count)
-        return run_adapter(spec.config, weights["adapter"], hidden, context, memory, self.adapter)
+        context = line(positions, None if cache is None else cache.slots, count)
+        return run_adapter(spec.config, weights["adapter"], hidden, context, cache, self.adapter, before)
+
+    def _remember(
+        self, spec: DecodeSpec, weights: Weights, memory: Memory | None, last: Float[Array, "B 1 D"]
+    ) -> Memory | None:
+        """Return the memory with the final states of some last layer's, if it has any."""
+        if memory is None or memory.before is None:
+            return memory
+        final = final_norm(spec.config, weights["target"], last)
+        return memory.replace(before=final, guess=final)
 
 
 def _with_siblings(draft: Draft, siblings: Int[Array, "B K"], number: Int[Array, " B"], rows: int) -> Draft:
@@ -292,7 +342,7 @@ def _looked_up(
     count: Int[Array, " B"],
     first: Float[Array, "B T D"],
     caches: tuple[KVCache, ...],
-    memory: KVCache | None,
+    memory: Memory | None,
 ) -> Draft:
     """Return a draft of what was looked up, if anything, and the exit layer's states of it and the newest token."""
     size = (len(count), spec.gamma)
@@ -305,6 +355,10 @@ def _looked_up(
         caches=caches,
         drafter=memory,
     )
+
+
+def _rows(values: Float[Array, "B R D"], rows: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    return jnp.take_along_axis(values, rows[:, :, None], axis=1)
 
 
 def _put(buffer: Array, row: Array, at: Int[Array, ""] | int) -> Array:

@@ -51,7 +51,9 @@ def speculative_round(spec: DecodeSpec, weights: Weights, state: DecodeState, co
         # Accepted drafts equal the target's choices, so the target's row is the block to commit.
         block = target
         accepted = spec.drafter.agree(drafted.tokens, drafted.count, block)
-    found = Verified(tokens, hidden, target, path, accepted, state.length)
+    # What a round's budget cuts off is not accepted: the tuner goes on behind it.
+    within = jnp.clip(accepted, 0, jnp.maximum(state.limit - state.length - 1, 0))
+    found = Verified(tokens, hidden, target, path, within, state.length)
     state = state.replace(caches=caches, drafter=spec.drafter.learn(spec, weights, drafted, found))
     state, committed = commit(state, block, accepted + 1, controls.eos_token_id)
     return state.replace(stats=record_round(state.stats, committed, drafted.count, accepted, drafted.confidence))

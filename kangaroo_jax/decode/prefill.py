@@ -87,7 +87,8 @@ def _run_prompt(
 
     def body(carry: tuple[Array, Caches, Array]) -> tuple[Array, Caches, Array]:
         done, (layers, memory), last = carry
-        # A piece that would reach beyond the cache starts earlier, and writes some positions again as they are.
+        # A piece that would reach beyond the cache starts earlier, and writes some positions again as they are (but for
+        # an adapter's of answers that it read with final states).
         at = jnp.minimum(start + done, tokens.shape[1] - chunk)
         positions = at[:, None] + jnp.arange(chunk)[None]
         piece = jnp.take_along_axis(tokens, positions, axis=1)

@@ -44,8 +44,8 @@ class DecodeState(struct.PyTreeNode):
         finish: RUNNING, STOP or LENGTH, ``[B]``.
         seed: what the random numbers of each sequence are made from, ``[B, 2]``.
         caches: keys and values of the target's N layers.
-        drafter: what the drafter remembers: Kangaroo, keys and values of the adapter, or None when nothing is drafted
-            or it does not attend.
+        drafter: what the drafter remembers: Kangaroo, what its adapter reads again (``Memory``), or None when nothing
+            is drafted or it reads nothing twice.
         stats: counters.
     """
 

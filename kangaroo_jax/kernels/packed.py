@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 BLOCK = 32
 """Columns of a block; ``kBlock`` of native/isa.h."""
 _HEAD = 2  # ``kHead`` there.
+_PACKED = {"self_attn", "mlp", "lm_head", "final_proj"}
 
 
 class Packed(struct.PyTreeNode):
@@ -140,7 +141,7 @@ def pack_leaf(path: str, leaf: Any, storage: Any = None) -> Any:
         storage: as for ``pack``.
     """
     parts = path.split("/")
-    if parts[-1] != "kernel" or _is_packed(leaf) or not {"self_attn", "mlp", "lm_head"} & set(parts):
+    if parts[-1] != "kernel" or _is_packed(leaf) or not _PACKED & set(parts):
         return leaf
     return pack(leaf, "gate_up_proj" in parts, storage)
 

@@ -11,7 +11,7 @@ from kangaroo_jax.model.context import Context, branch, fork, line
 from kangaroo_jax.model.fresh import abstract_adapter, abstract_params, init_adapter, init_params
 from kangaroo_jax.model.fused import Columns, Fused, fused_at, fused_parts
 from kangaroo_jax.model.layers import RMSNorm, linear
-from kangaroo_jax.model.llama import embed, forward, head, head_kernel, logits, run_layers
+from kangaroo_jax.model.llama import embed, final_norm, forward, head, head_kernel, logits, run_layers
 from kangaroo_jax.model.numerics import standard_numerics
 from kangaroo_jax.model.rope import rope_frequencies
 from kangaroo_jax.model.variants import ADAPTER_KINDS, AdapterConfig
@@ -38,6 +38,7 @@ __all__ = [
     "branch",
     "draft_head",
     "embed",
+    "final_norm",
     "fork",
     "forward",
     "fused_at",

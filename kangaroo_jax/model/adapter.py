@@ -13,8 +13,8 @@ no head: draft logits are the target's LM head applied to ``A(h)``, without the 
 
 Every part is plain Llama's whatever the family of the target: no biases, no q/k norms, no sliding window. So every
 kangaroo adapter has the authors' six tensors, and their format holds it. Beyond that an adapter may have more or fewer
-key/value heads than the target, an MLP of another width, and some tokens of the vocabulary alone that it drafts (see
-``AdapterConfig``).
+key/value heads than the target, an MLP of another width, some tokens of the vocabulary alone that it drafts, and final
+states to read, ``h + W f`` in the place of h (see ``AdapterConfig``).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from kangaroo_jax.kernels import packs, take_columns
+from kangaroo_jax.kernels import Packed, packs, product, take_columns
 from kangaroo_jax.model.cache import KVCache
 from kangaroo_jax.model.config import LlamaConfig
 from kangaroo_jax.model.context import Context
-from kangaroo_jax.model.layers import MLP, Attention, Linear, RMSNorm, Shared, share
+from kangaroo_jax.model.layers import MLP, Attention, Linear, RMSNorm, Shared, linear, share
 from kangaroo_jax.model.llama import head_kernel
 from kangaroo_jax.model.native import run_packed
 from kangaroo_jax.model.variants import AdapterConfig, AdapterKind
@@ -70,6 +70,7 @@ def run_adapter(
     context: Context,
     cache: KVCache | None,
     adapter: AdapterConfig = KANGAROO,
+    before: Float[Array, "B T D"] | None = None,
 ) -> tuple[Float[Array, "B T D"], KVCache | None]:
     """Apply the adapter to hidden states of the exit layer, of a line of tokens or of a tree.
 
@@ -80,12 +81,18 @@ def run_adapter(
         context: where they stand and what they see.
         cache: the adapter's, or None to attend within the block only. Kinds without attention need none.
         adapter: what the adapter computes.
+        before: the final state of the token before each, of an adapter that reads them; None for zeros.
 
     Returns:
         ``A(x)``, and the cache with this block written to its slots.
     """
     layers = adapter_layers(config, adapter)
     shared = share(layers, context)
+    if before is not None:
+        kernel = params["final_proj"]["kernel"]
+        # The rows that count alone, where they can be left out.
+        packed = isinstance(kernel, Packed)
+        x = x + (product(before, kernel, x.dtype, count=context.count) if packed else linear(before, kernel, x.dtype))
     if packs({name: part for name, part in params.items() if name != "lm_head"}):
         caches = None if cache is None else (cache,)
         x, updated = run_packed(layers, [params], x, shared, caches, params["norm"]["scale"], context.count)

@@ -63,6 +63,8 @@ def init_adapter(
 ) -> dict[str, Any]:
     """Return a fresh fp32 adapter: matrices U(-1/sqrt(in), 1/sqrt(in)), ones in norms (as the authors do).
 
+    Of final states nothing is read at first: their matrix is zeros.
+
     The ids of a draft vocabulary are no weights, and not among them.
 
     Args:
@@ -76,6 +78,8 @@ def init_adapter(
     params = Adapter(layers, kind).init(rng, x, share(layers, line(jnp.zeros((1, 1), jnp.int32), None)), None)["params"]
     if kind.own_head:
         params["lm_head"] = {"kernel": jnp.zeros((config.hidden_size, config.vocab_size))}
+    if adapter.final_states:
+        params["final_proj"] = {"kernel": jnp.zeros((config.hidden_size, config.hidden_size))}
     fused = fused_parts(layers)
     for path, key in zip(_MATRICES, jax.random.split(rng, len(_MATRICES)), strict=True):
         part = params

@@ -98,7 +98,12 @@ def logits(
     kernel = head_kernel(params)
     if isinstance(kernel, Packed):
         return product(x, kernel, jnp.float32, params["norm"]["scale"], config.rms_norm_eps, count)
-    return head(params, RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x))
+    return head(params, final_norm(config, params, x))
+
+
+def final_norm(config: LlamaConfig, params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """Return the target's final states: its last RMSNorm, of the last layer's hidden states."""
+    return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x)
 
 
 def forward(config: LlamaConfig, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:

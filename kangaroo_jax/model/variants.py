@@ -49,6 +49,9 @@ class AdapterConfig:
         intermediate_size: width of its gated MLP; None is the target's.
         draft_vocabulary: number of tokens that it can draft, whose ids lie beside its weights: draft logits are those
             of these columns of the head (FR-Spec, arXiv 2502.14856); None is the whole vocabulary.
+        final_states: whether the target's last state, after the final norm, of the token before is added to what the
+            adapter reads, times a matrix: what the whole target made of the text so far (features of EAGLE, arXiv
+            2401.15077). While it drafts, its own output is taken for that state.
     """
 
     kind: str = "kangaroo"
@@ -56,6 +59,7 @@ class AdapterConfig:
     num_key_value_heads: int | None = None
     intermediate_size: int | None = None
     draft_vocabulary: int | None = None
+    final_states: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in ADAPTER_KINDS:
@@ -63,6 +67,8 @@ class AdapterConfig:
         if self.rope_theta is not None:
             # The class is frozen.
             object.__setattr__(self, "rope_theta", positive("rope_theta", self.rope_theta))
+        if type(self.final_states) is not bool:
+            raise ValueError(f"final_states is {brief(self.final_states)}; it must be true or false")
         for name, part in (
             ("num_key_value_heads", "attention"),
             ("intermediate_size", "mlp"),

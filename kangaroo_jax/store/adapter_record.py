@@ -28,6 +28,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "num_key_value_heads": (int, type(None)),
     "intermediate_size": (int, type(None)),
     "draft_vocabulary": (int, type(None)),
+    "final_states": (bool,),
     "method": (str,),
     "siblings": (int,),
     "lookup": (int,),
@@ -36,6 +37,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _OWN = ("rope_theta", "num_key_value_heads", "intermediate_size", "draft_vocabulary")
 _WITHOUT: dict[str, Any] = dict.fromkeys(_OWN)
 _WITHOUT |= {"training": {}, "adapter": "kangaroo", "method": "kangaroo", "siblings": 0, "lookup": 0}
+_WITHOUT |= {"final_states": False}
 
 
 def fingerprint(config: LlamaConfig) -> str:
@@ -55,6 +57,7 @@ def adapter_record(config: LlamaConfig, draft: KangarooConfig, training: Mapping
     fields: dict[str, Any] = {"exit_layer": draft.exit_layer, "gamma": draft.gamma, "eta": draft.eta}
     adapter: dict[str, Any] = {"adapter": draft.adapter.kind}
     adapter |= {name: value for name in _OWN if (value := getattr(draft.adapter, name)) is not None}
+    adapter |= {"final_states": True} if draft.adapter.final_states else {}
     if draft.method != "kangaroo":
         fields |= {"method": draft.method}
     fields |= {name: value for name in ("siblings", "lookup") if (value := getattr(draft, name))}
@@ -85,7 +88,7 @@ def read_record(
             f"{config.hidden_size}; use the adapter trained for this model"
         )
     try:
-        adapter = AdapterConfig(fields["adapter"], **{name: fields[name] for name in _OWN})
+        adapter = AdapterConfig(fields["adapter"], **{name: fields[name] for name in (*_OWN, "final_states")})
     except ValueError as error:
         raise ValueError(f"{where}: {error}; {AGAIN}") from None
     names = ("exit_layer", "gamma", "eta", "method", "siblings", "lookup")

@@ -189,6 +189,7 @@ def check_kind(draft: KangarooConfig, where: str) -> None:
     if dataclasses.replace(draft.adapter, draft_vocabulary=None) != theirs:
         heads = draft.adapter.num_key_value_heads
         what = f"with {heads} key/value heads" if heads else f"of kind {draft.adapter.kind!r}"
+        what = "that reads final states" if draft.adapter.final_states else what
         raise ValueError(
             f"{where} is of an adapter {what}; the authors' form holds 'kangaroo' alone, with its target's heads: "
             f"give it in the form of {ADAPTER_CONFIG}"

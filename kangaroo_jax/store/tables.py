@@ -88,6 +88,7 @@ def adapter_table(adapter: AdapterConfig) -> Table:
     rules = (
         *_layer("layers.0.", ""),
         Rule("layers.0.linear.weight", "linear/kernel"),
+        Rule("layers.0.final_proj.weight", "final_proj/kernel"),
         Rule("norm.weight", "norm/scale", transpose=False),
         _HEAD_RULE,
     )

@@ -11,7 +11,8 @@ verifies them, and commits one: a chain for each position, by the decoder's own 
 
 A round of (gamma 3, eta 0) that starts after b accepts c d, commits c d e, and the next one starts after e. With an eta
 that the second draft's confidence does not reach, it drafts c d and stops; and so on, exactly. What is left to chance
-is rounding: verifications of 8 and of 16 rows need not round alike.
+is rounding: verifications of 8 and of 16 rows need not round alike. An adapter that reads final states also reads its
+own guesses of them in drafts that were accepted, and here none: of such a one, rounds are nearly the same.
 """
 
 from __future__ import annotations

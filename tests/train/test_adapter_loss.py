@@ -8,8 +8,20 @@ import numpy as np
 import optax
 import pytest
 
-from kangaroo_jax.model import LlamaConfig, embed, forward, head, init_adapter, line, run_adapter, run_layers
-from train.loss import distillation_loss, distillation_sums
+from kangaroo_jax.model import (
+    AdapterConfig,
+    KangarooConfig,
+    LlamaConfig,
+    embed,
+    final_norm,
+    forward,
+    head,
+    init_adapter,
+    line,
+    run_adapter,
+    run_layers,
+)
+from train.loss import distillation_loss, distillation_sums, joint_loss
 from train.step import init_state, make_eval_step, make_train_step, split_devices
 
 
@@ -59,6 +71,45 @@ def test_both_sides_come_from_the_right_layers(tiny_config: LlamaConfig, tiny_pa
     expected = by_hand(tiny_params)
     for name, value in expected.items():
         assert float(sums[name]) == pytest.approx(float(value), rel=1e-5), name
+
+
+@pytest.mark.parametrize("guess", [False, True])
+def test_final_states_are_those_of_the_token_before_or_guesses(
+    tiny_config: LlamaConfig, tiny_params: dict, monkeypatch: pytest.MonkeyPatch, guess: bool
+) -> None:
+    batch, kind = batch_of(tiny_config), AdapterConfig("with-mlp", final_states=True)
+    adapter = init_adapter(tiny_config, jax.random.key(1), kind)
+    assert not adapter["final_proj"]["kernel"].any()
+    adapter["final_proj"]["kernel"] = jax.random.normal(jax.random.key(2), (tiny_config.hidden_size,) * 2)
+    loss = joint_loss(tiny_config, {"": KangarooConfig(1, adapter=kind)})
+    mixed = jax.jit(lambda *trees: loss({"": trees[0]}, *trees[1:])[1])(adapter, tiny_params, batch)
+    monkeypatch.setattr("train.loss._some_guessed", lambda known, guessed: guessed if guess else known)
+    sums = jax.jit(lambda *trees: loss({"": trees[0]}, *trees[1:])[1])(adapter, tiny_params, batch)
+
+    @jax.jit
+    def by_hand(params: dict) -> dict[str, jax.Array]:
+        context = line(jnp.broadcast_to(jnp.arange(11), (3, 11)), None)
+        hidden, _ = run_layers(tiny_config, params, embed(params, batch["tokens"]), context, None, 0, 1)
+        last, _ = run_layers(tiny_config, params, hidden, context, None, 1, tiny_config.num_hidden_layers)
+
+        def adapted(states: jax.Array) -> jax.Array:
+            before = jnp.concatenate([jnp.zeros_like(states[:, :1]), states[:, :-1]], axis=1)
+            known = np.array(batch["mask"])
+            known[known[:, 0], :2] = False  # A quarter of 11 positions is taken for a prompt.
+            known = jnp.concatenate([jnp.zeros((3, 1), bool), known[:, :-1]], axis=1)
+            x = hidden + jnp.where(known[:, :, None], before, 0) @ adapter["final_proj"]["kernel"]
+            return run_adapter(tiny_config, adapter, x, context, None, kind)[0]
+
+        student = adapted(final_norm(tiny_config, params, last))
+        student = adapted(student) if guess else student
+        logits = forward(tiny_config, params, batch["tokens"])
+        return distillation_sums(logits, head(params, student), batch["mask"])[1]
+
+    for name, value in by_hand(tiny_params).items():
+        assert float(sums[name]) == pytest.approx(float(value), rel=1e-4), name
+    assert float(sums["loss"]) != pytest.approx(float(mixed["loss"]), rel=1e-4)
+    slopes = jax.grad(lambda tree: loss({"": tree}, tiny_params, batch)[0])(adapter)
+    assert float(jnp.abs(slopes["final_proj"]["kernel"]).max()) > 0
 
 
 def test_masked_positions_and_empty_batches_change_nothing(tiny_config: LlamaConfig, tiny_params: dict) -> None:

@@ -72,8 +72,9 @@ def test_it_has_what_is_trained_most_often_and_eos() -> None:
     assert Data(text, text, BadRows(), "").most_frequent(2, 31).tolist() == [4, 8]
 
 
+@pytest.mark.parametrize("finals", ["", " --final-states"])
 def test_an_adapter_of_its_own_shape_is_trained_kept_and_decodes(
-    tmp_path: Path, tiny_config: LlamaConfig, tiny_params: dict, refusal: Callable[..., str]
+    tmp_path: Path, tiny_config: LlamaConfig, tiny_params: dict, refusal: Callable[..., str], finals: str
 ) -> None:
     model, rows = tmp_path / "tiny", tmp_path / "chats.jsonl"
     write_hf(model, tiny_config, tiny_params, "float32")
@@ -84,11 +85,13 @@ def test_an_adapter_of_its_own_shape_is_trained_kept_and_decodes(
     words += (
         " --learning-rate 0.02 --optimizer muon --adapter with-mlp --kv-heads 2 --mlp-width 17 --draft-vocabulary 19"
     )
+    words += finals
     plain = [*words.split(), "--decode-every", "2", "--decode-prompts", "2"]
     assert main(plain) == 0
     draft, params = load_adapter(model / "adapter", tiny_config, "float32")
     adapter = draft.adapter
     assert (adapter.num_key_value_heads, adapter.intermediate_size, adapter.draft_vocabulary) == (2, 17, 19)
+    assert adapter.final_states is bool(finals) is bool(np.any(params.get("final_proj", {}).get("kernel", 0)))
     ids = np.asarray(params["draft_vocabulary"]["ids"]).tolist()
     assert EOS in ids and all(ord(char) + 3 in ids for char in "is 0123456789")
     loaded = kangaroo_jax.load(model)
@@ -108,3 +111,9 @@ def test_an_adapter_of_its_own_shape_is_trained_kept_and_decodes(
     assert main([*stored, str(tmp_path / "next"), "--init-adapter", str(out)]) == 0
     fewer = [*stored, str(tmp_path / "other"), "--init-adapter", str(out), "--kv-heads", "1"]
     assert "has the num_key_value_heads 2, and --kv-heads is 1" in refusal(main, fewer)
+    other = [word for word in (*stored, str(tmp_path / "more"), "--init-adapter", str(out)) if word != "--final-states"]
+    if finals:
+        assert "reads final states; pass --final-states, too" in refusal(main, other)
+    else:
+        assert main([*other, "--final-states"]) == 0
+        assert load_adapter(tmp_path / "more", tiny_config, "float32")[0].adapter.final_states

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
+import jax
 import numpy as np
 import pytest
 
 import kangaroo_jax
 from kangaroo_jax.proof.compare import read_prompts
+from kangaroo_jax.store import save_adapter
 from kangaroo_jax.tuning.replay import Trace, replay, trace
 
 # Text "a b c d e f": after a nothing is known; chains of two drafts from after a, b, c, d and e.
@@ -67,6 +72,22 @@ def test_a_replay_is_a_run_of_a_random_model(tiny: kangaroo_jax.Params) -> None:
     """Hardly a draft is right, confidences lie anywhere; the text ends at the context, or with an EOS token."""
     for prompt in ([7, 11, 13], list(range(40, 80))):
         _check(tiny, prompt, 5, 80, [(gamma, eta) for gamma in (2, 5) for eta in (0.0, 0.05, 0.1, 0.5, 2.0)])
+
+
+def test_final_states_are_those_that_were_committed(tmp_path: Path) -> None:
+    """Drafts that are accepted and cut off leave nothing behind. Of one drafted token nothing is guessed."""
+    joey = kangaroo_jax.load("joey", dtype="float32", kernels="xla")
+    assert joey.draft is not None and joey.adapter is not None
+    width = joey.config.hidden_size
+    reads = {"kernel": np.random.default_rng(3).normal(size=(width, width)).astype(np.float32) / width**0.5}
+    adapter = dataclasses.replace(joey.draft.adapter, final_states=True)
+    draft = dataclasses.replace(joey.draft, adapter=adapter)
+    save_adapter(tmp_path / "finals", joey.config, draft, jax.device_get(joey.adapter) | {"final_proj": reads}, {})
+    params = kangaroo_jax.load("joey", dtype="float32", adapter=tmp_path / "finals")
+    prompt = read_prompts()[0]["prompt"]
+    _check(params, prompt, 1, 60, [(1, eta) for eta in (0.0, 0.3, 0.9)])
+    again = replay(trace(params, params.tokenizer.encode(prompt), 1, 60), 1, 0.0)
+    assert 10 < sum(again.accepted_drafts) < sum(again.draft_lengths)
 
 
 @pytest.mark.full
