@@ -47,9 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--mlp-width", type=int, metavar="N", help="width of the adapter's MLP, if it has one (default: the target's)")
     only = "draft none but the N tokens that are trained most often, and EOS: the head then costs less"
     add("--draft-vocabulary", type=int, metavar="N", help=f"{only} (default: the whole vocabulary)")
-    finals = (
-        "let the adapter read the target's final state of the token before, too: it drafts better, and little dearer"
-    )
+    finals = "let the adapter read the target's final state of the token before, too (default: the exit layer's alone)"
     add("--final-states", action="store_true", help=finals)
     add("--gamma", type=int, help="draft length stored in the adapter's config (default: 6; joey 7)")
     add("--eta", type=float, help="confidence stored in the adapter's config (default: 0.6; joey 0.2)")

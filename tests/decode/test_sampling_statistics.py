@@ -82,10 +82,11 @@ class Near(dec.Kangaroo):
         if not self.near:
             return super().propose(spec, weights, hidden, positions, memory)
         config, last = spec.config, spec.config.num_hidden_layers
-        context = line(positions, memory.slots)
-        x, (memory,) = run_layers(config, weights["target"], hidden, context, (memory,), last - 1, last)
+        context = line(positions, memory.cache.slots)
+        x, (cache,) = run_layers(config, weights["target"], hidden, context, (memory.cache,), last - 1, last)
         scores = weights["scale"] * logits(config, weights["target"], x)[:, 0] + weights["noise"][positions[:, 0]]
-        return scores if (ids := self.vocabulary(weights)) is None else scores[:, ids], memory
+        ids = self.vocabulary(weights)
+        return scores if ids is None else scores[:, ids], memory.replace(cache=cache)
 
     def accept(self, *inputs: Any) -> Any:
         return self.rule(*inputs)
