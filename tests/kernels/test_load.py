@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,22 @@ def test_xla_can_be_asked_for(tiny_model: Path, monkeypatch: pytest.MonkeyPatch)
     assert kangaroo_jax.load(tiny_model, kernels="xla").kernels == "xla"
     monkeypatch.setenv("KANGAROO_KERNELS", "xla")
     assert kangaroo_jax.load(tiny_model).kernels == "xla"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"), [("auto", describe(BEST)), ("xla", describe("xla")), ("fast", "KANGAROO_KERNELS is 'fast'")]
+)
+def test_a_line_says_what_is_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asked: str, said: str
+) -> None:
+    """``make demo`` chooses the dtype by it."""
+    monkeypatch.setenv("KANGAROO_KERNELS", asked)
+    if asked == "fast":
+        with pytest.raises(SystemExit, match=said):
+            runpy.run_module("kangaroo_jax.kernels", run_name="__main__")
+    else:
+        runpy.run_module("kangaroo_jax.kernels", run_name="__main__")
+        assert capsys.readouterr().out == f"kernels: {said}\n"
 
 
 def test_native_ones_are_used_or_it_is_said_why_not(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
