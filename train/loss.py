@@ -129,16 +129,13 @@ def joint_loss(
         for name, draft in drafts.items():
             hidden = states[f"exit{draft.exit_layer}"]
             rounded = jax.tree.map(lambda leaf, to=hidden.dtype: leaf.astype(to), adapters[name])
-
-            def run(params: Any, before: Any = None, hidden: Any = hidden, draft: Any = draft) -> jax.Array:
-                return run_adapter(config, params, hidden, context, None, draft.adapter, before)[0]
-
+            run = functools.partial(run_adapter, config, x=hidden, context=context, cache=None, adapter=draft.adapter)
             before = None
             if draft.adapter.final_states:
                 final = _after(states["final"].astype(hidden.dtype), mask)
-                guessed = run(jax.lax.stop_gradient(rounded), final)
+                guessed, _ = run(jax.lax.stop_gradient(rounded), before=final)
                 before = _some_guessed(final, _after(guessed, mask))
-            drafted = run(rounded, before)
+            drafted, _ = run(rounded, before=before)
             head = columns["kernel"] if columns else draft_head(target, rounded)
             each[name] = chunked_sums(teacher, head, _grouped(drafted, groups), _grouped(mask, groups), chunk)
         total = functools.reduce(operator.add, (total for total, _ in each.values()))

@@ -118,7 +118,10 @@ class Kangaroo(Drafter):
         self, spec: DecodeSpec, weights: Weights, memory: Memory | None, last: Float[Array, "B 1 D"]
     ) -> Memory | None:
         """Remember the final states that the first tokens are chosen from."""
-        return self._remember(spec, weights, memory, last)
+        if memory is None or memory.before is None:
+            return memory
+        final = final_norm(spec.config, weights["target"], last)
+        return memory.replace(before=final, guess=final)
 
     def draft(self, spec: DecodeSpec, weights: Weights, state: DecodeState, controls: Controls) -> Draft:
         """Draft until no sequence is confident any more, or ``gamma`` tokens are drafted.
@@ -202,17 +205,16 @@ class Kangaroo(Drafter):
         memory: Memory | None = draft.drafter
         if memory is None:
             return None
-        last = verified.accepted[:, None]
-        row = jnp.take_along_axis(verified.path, last, axis=1)
-        learnt = self._remember(spec, weights, memory, _rows(verified.hidden, row))
-        if memory.cache is None:
-            return learnt
-        assert draft.read is not None and learnt is not None
-        line, looked = draft.read > 0, (draft.read == 0) & (draft.count > 0)
-        before = None
+        last, before = verified.accepted[:, None], None
         if memory.before is not None:
-            chosen = final_norm(spec.config, weights["target"], _rows(verified.hidden, verified.path[:, :-1]))
+            chosen = final_norm(spec.config, weights["target"], _rows(verified.hidden, verified.path))
             before = jnp.concatenate([memory.before, chosen], axis=1)
+            newest = _rows(before, last + 1)
+            memory = memory.replace(before=newest, guess=newest)
+        if memory.cache is None:
+            return memory
+        assert draft.read is not None
+        line, looked = draft.read > 0, (draft.read == 0) & (draft.count > 0)
 
         def read(
             cache: KVCache | None, rows: Int[Array, "B T"], step: Int[Array, "B T"], count: Int[Array, " B"]
@@ -221,12 +223,13 @@ class Kangaroo(Drafter):
             read_before = None if before is None else _rows(before, step)
             return self._adapt(spec, weights, _rows(draft.hidden, rows), positions, cache, count, read_before)[1]
 
+        row = jnp.take_along_axis(verified.path, last, axis=1)
         unread = line & (row[:, 0] >= draft.read)
         cache = read(memory.cache, row, last, unread.astype(jnp.int32))
         if self.lookup and not spec.sample:
             steps = jnp.broadcast_to(jnp.arange(spec.gamma + 1), verified.path.shape)
             cache = read(cache, verified.path, steps, looked * (last[:, 0] + 1))
-        return learnt.replace(cache=cache)
+        return memory.replace(cache=cache)
 
     def propose(
         self,
@@ -307,15 +310,6 @@ class Kangaroo(Drafter):
         """Run the adapter on states of the exit layer."""
         context = line(positions, None if cache is None else cache.slots, count)
         return run_adapter(spec.config, weights["adapter"], hidden, context, cache, self.adapter, before)
-
-    def _remember(
-        self, spec: DecodeSpec, weights: Weights, memory: Memory | None, last: Float[Array, "B 1 D"]
-    ) -> Memory | None:
-        """Return the memory with the final states of some last layer's, if it has any."""
-        if memory is None or memory.before is None:
-            return memory
-        final = final_norm(spec.config, weights["target"], last)
-        return memory.replace(before=final, guess=final)
 
 
 def _with_siblings(draft: Draft, siblings: Int[Array, "B K"], number: Int[Array, " B"], rows: int) -> Draft:

@@ -26,7 +26,7 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from kangaroo_jax.kernels import Packed, packs, product, take_columns
+from kangaroo_jax.kernels import packs, take_columns
 from kangaroo_jax.model.cache import KVCache
 from kangaroo_jax.model.config import LlamaConfig
 from kangaroo_jax.model.context import Context
@@ -89,10 +89,7 @@ def run_adapter(
     layers = adapter_layers(config, adapter)
     shared = share(layers, context)
     if before is not None:
-        kernel = params["final_proj"]["kernel"]
-        # The rows that count alone, where they can be left out.
-        packed = isinstance(kernel, Packed)
-        x = x + (product(before, kernel, x.dtype, count=context.count) if packed else linear(before, kernel, x.dtype))
+        x = x + linear(before, params["final_proj"]["kernel"], x.dtype, context.count)
     if packs({name: part for name, part in params.items() if name != "lm_head"}):
         caches = None if cache is None else (cache,)
         x, updated = run_packed(layers, [params], x, shared, caches, params["norm"]["scale"], context.count)

@@ -19,14 +19,19 @@ from kangaroo_jax.model.rope import apply_rope, rope_table
 _KERNEL_INIT = nn.initializers.normal(0.02)
 
 
-def linear(x: Float[Array, "... I"], kernel: Float[Array, "I O"] | Packed, out_dtype: jnp.dtype | None = None) -> Array:
+def linear(
+    x: Float[Array, "... I"],
+    kernel: Float[Array, "I O"] | Packed,
+    out_dtype: jnp.dtype | None = None,
+    count: Int[Array, " B"] | None = None,
+) -> Array:
     """Multiply by a weight matrix; the one seam behind which another kernel or a quantised weight can stand.
 
     A packed matrix is multiplied by the native kernel, an array by XLA: fp32 products in full precision (GPUs would
-    otherwise round the inputs to TF32).
+    otherwise round the inputs to TF32). ``count`` is as in ``Context``: the native kernel leaves other rows out.
     """
     if isinstance(kernel, Packed):
-        return product(x, kernel, out_dtype)
+        return product(x, kernel, out_dtype, count=count)
     rows = x.reshape(-1, x.shape[-1])  # XLA:CPU computes the weight gradient of a 3-D product 5 times slower.
     if x.dtype == kernel.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
         out = _dot_bf16_cpu(rows, kernel).astype(out_dtype or x.dtype)

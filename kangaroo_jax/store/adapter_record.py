@@ -33,11 +33,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "siblings": (int,),
     "lookup": (int,),
 }
-# What records had no place for at first.
-_OWN = ("rope_theta", "num_key_value_heads", "intermediate_size", "draft_vocabulary")
-_WITHOUT: dict[str, Any] = dict.fromkeys(_OWN)
-_WITHOUT |= {"training": {}, "adapter": "kangaroo", "method": "kangaroo", "siblings": 0, "lookup": 0}
-_WITHOUT |= {"final_states": False}
+# What records had no place for at first, and are without where it is this.
+_OWN = {field.name: field.default for field in dataclasses.fields(AdapterConfig) if field.name != "kind"}
+_WITHOUT: dict[str, Any] = {**_OWN, "training": {}, "adapter": "kangaroo", "method": "kangaroo"}
+_WITHOUT |= {"siblings": 0, "lookup": 0}
 
 
 def fingerprint(config: LlamaConfig) -> str:
@@ -56,8 +55,7 @@ def adapter_record(config: LlamaConfig, draft: KangarooConfig, training: Mapping
     """Return what an adapter directory says beside its tensors: ``adapter_config.json``, or ``kangaroo`` in theirs."""
     fields: dict[str, Any] = {"exit_layer": draft.exit_layer, "gamma": draft.gamma, "eta": draft.eta}
     adapter: dict[str, Any] = {"adapter": draft.adapter.kind}
-    adapter |= {name: value for name in _OWN if (value := getattr(draft.adapter, name)) is not None}
-    adapter |= {"final_states": True} if draft.adapter.final_states else {}
+    adapter |= {name: value for name, usual in _OWN.items() if (value := getattr(draft.adapter, name)) != usual}
     if draft.method != "kangaroo":
         fields |= {"method": draft.method}
     fields |= {name: value for name in ("siblings", "lookup") if (value := getattr(draft, name))}
@@ -88,7 +86,7 @@ def read_record(
             f"{config.hidden_size}; use the adapter trained for this model"
         )
     try:
-        adapter = AdapterConfig(fields["adapter"], **{name: fields[name] for name in (*_OWN, "final_states")})
+        adapter = AdapterConfig(fields["adapter"], **{name: fields[name] for name in _OWN})
     except ValueError as error:
         raise ValueError(f"{where}: {error}; {AGAIN}") from None
     names = ("exit_layer", "gamma", "eta", "method", "siblings", "lookup")

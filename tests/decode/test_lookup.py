@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from functools import partial
 from typing import Any
 
@@ -76,7 +77,13 @@ def told(lab: Any, prompts: list[list[int]], wrong: int = 10**9, gap: int = 10**
     return partial(Told, lookup=1, texts=tuple(texts))
 
 
-@pytest.mark.parametrize(("lookup", "siblings", "eta"), [(1, 2, 0.0), (2, 0, 1.1), (2, 2, 0.3)])
+def every(default: list[tuple], *values: list) -> list:
+    """Return all combinations; those that are no default are ``full``."""
+    others = [each for each in itertools.product(*values) if each not in default]
+    return [*default, *(pytest.param(*each, marks=pytest.mark.full) for each in others)]
+
+
+@pytest.mark.parametrize(("lookup", "siblings", "eta"), every([(1, 2, 0.0), (2, 0, 1.1)], [1, 2], [0, 2], [0.0, 1.1]))
 def test_ids_are_those_of_plain_decoding(any_lab: Any, lookup: int, siblings: int, eta: float) -> None:
     drafter = partial(dec.Kangaroo, siblings=siblings, lookup=lookup)
     for prompt in any_lab.prompts:
@@ -95,9 +102,13 @@ def test_what_is_right_is_accepted_whole(any_lab: Any, siblings: int) -> None:
         assert {*outcome.accept_lengths[:-1]} == {GAMMA + 1} and {*outcome.draft_lengths[:-1]} == {GAMMA}
 
 
-@pytest.mark.parametrize(("wrong", "gap", "siblings"), [(3, 10**9, 2), (10**9, 3, 0), (5, 4, 2)])
-def test_rounds_of_both_kinds_take_turns(any_lab: Any, wrong: int, gap: int, siblings: int) -> None:
-    for prompt in any_lab.prompts[:2]:
+@pytest.mark.parametrize(
+    ("turns", "siblings"),
+    every([((3, 10**9), 2), ((10**9, 3), 0), ((5, 4), 2)], [(3, 10**9), (10**9, 3), (5, 4)], [0, 2]),
+)
+def test_rounds_of_both_kinds_take_turns(any_lab: Any, turns: tuple[int, int], siblings: int) -> None:
+    wrong, gap = turns
+    for prompt in any_lab.prompts:
         drafter = partial(told(any_lab, [prompt], wrong, gap), siblings=siblings)
         (outcome,) = any_lab.run(GAMMA, [prompt], eta=0.3, drafter=drafter)
         assert [outcome.ids] == [each.ids for each in any_lab.run(0, [prompt])]

@@ -135,6 +135,7 @@ def test_a_warm_start_begins_with_the_given_adapter(
     [
         ("--exit-layer 3", "--exit-layer is 3; the target has 3 layers"),
         ("--exit-layer 0", "--exit-layer is 0; it must be at least 1"),
+        ("--final-states --mask upstream", "--mask upstream is two tokens late"),
         ("--length 68", "--length is 68; the target has 67 positions"),
         ("--length 1", "--length is 1; it must be at least 2"),
         ("--steps 0 --warmup 0", "--steps is 0"),
